@@ -1,0 +1,313 @@
+"""From a photo and its landmarks to a face: set up the problem, run the plan, report."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
+
+import fitting.compilation as compilation
+from fitting.detection import Face, LandmarkNoise
+from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
+from fitting.observation import Photo
+from fitting.parameters import FaceParameters, start_parameters
+from fitting.schedule import TERMS, Problem, Stage, coarse_to_fine, run_stage
+from fitting.solvers import Solution
+from fitting.surface_samples import SolverModel, solver_model
+from morphable.mesh import Mesh
+from morphable.model import MorphableModel
+from renderer.camera import Pinhole
+
+log = logging.getLogger("facefit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Numbers of a fit that are not the plan. Lengths in mm at the face, colours sRGB-encoded in [0, 1]."""
+
+    image_size: int = 256  # side of the square crop that is fitted
+    crop_factor: float = 1.7  # side of the crop over the larger side of the landmarks' box
+    blur_px: tuple[float, ...] = (3.0, 1.5, 0.7)  # of the pyramid's levels, in pixels of the crop
+    skin_blocks: int = 8  # of 512 skin samples that are prepared
+    jaw_along_mm: float = 15.0  # how freely jaw points slide
+    expression_sigma: float = 0.25  # of blendshape weights
+    photometric_sigma: float = 0.4  # for 2000 samples
+    photometric_cutoff: float = 0.07  # residuals beyond it count as outliers
+    saturation: float = 0.93  # pixels brighter than this say nothing
+    focal_over_size: float = 1.4  # prior on the focal length, over the photo's longer side ...
+    focal_sigma: float = 0.5  # ... and its logarithm's deviation
+    known_focal_sigma: float = 0.01  # when the focal length is given
+    exif_focal_sigma: float = 0.1  # when EXIF states it, as the photo may have been cropped
+    distance_mm: float = 1000.0  # prior on the distance between camera and head ...
+    distance_sigma: float = 0.5  # ... and its logarithm's deviation
+    failed_mm: float = 12.0  # median error of the inner landmarks above which a fit has failed
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fitted face. Pixels are those of the original photo, centres at +0.5; lengths are mm in head space."""
+
+    model: MorphableModel
+    camera: Pinhole  # with its pose T_camera_head
+    identity: Float[np.ndarray, " identity"]
+    expression: Float[np.ndarray, " unit"]
+    albedo: Float[np.ndarray, " albedo"]
+    light: Float[np.ndarray, "9 3"]
+    detected: Float[np.ndarray, "68 2"]
+    source: str  # of the landmarks
+    result: str  # "converged", "steps exhausted" or "failed"
+    reason: str  # why it failed, else ""
+    energies: dict[str, float]
+    stages: list[dict]
+    timings: dict[str, float]  # seconds
+    settings: Settings
+    hessian: Float[np.ndarray, "step step"] = dataclasses.field(repr=False)
+
+    def _vertices(self, expression) -> Float[np.ndarray, "vertex 3"]:
+        return np.asarray(self.model.vertices(jnp.asarray(self.identity), jnp.asarray(expression)))
+
+    @property
+    def vertices(self) -> Float[np.ndarray, "vertex 3"]:
+        """With identity and expression, before pose."""
+        return self._vertices(self.expression)
+
+    @property
+    def neutral_vertices(self) -> Float[np.ndarray, "vertex 3"]:
+        """With identity only."""
+        return self._vertices(np.zeros_like(self.expression))
+
+    @property
+    def landmarks3d(self) -> Float[np.ndarray, "68 3"]:
+        """iBUG-68 on `vertices`."""
+        return np.asarray(self.model.landmarks(jnp.asarray(self.vertices)))
+
+    @property
+    def neutral_landmarks3d(self) -> Float[np.ndarray, "68 3"]:
+        """iBUG-68 on `neutral_vertices`."""
+        return np.asarray(self.model.landmarks(jnp.asarray(self.neutral_vertices)))
+
+    @property
+    def landmarks2d(self) -> Float[np.ndarray, "68 2"]:
+        """The model's landmarks in the photo."""
+        return np.asarray(self.camera.project(jnp.asarray(self.landmarks3d)))
+
+    @property
+    def mesh(self) -> Mesh:
+        """The head with expression, before pose, with the model's albedo."""
+        return self.model.instance(
+            jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo)
+        )
+
+
+Progress = Callable[[Stage, int, int, Solution], None]  # stage, its number, how many there are, what came out
+
+
+class Fitter:
+    """A model made ready for fitting; the first fit compiles (or reads the compilation cache), the rest are fast."""
+
+    def __init__(self, model: MorphableModel, settings: Settings | None = None):
+        compilation.enable_cache()
+        self.model = model
+        self.settings = settings or Settings()
+        self.solver_model: SolverModel = solver_model(model, self.settings.skin_blocks)
+
+    def fit(
+        self,
+        photo: Photo,
+        face: Face,
+        stages: tuple[Stage, ...] | None = None,
+        focal_px: float | None = None,
+        mask: Float[np.ndarray, "height width"] | None = None,
+        progress: Progress | None = None,
+        start: FaceParameters | None = None,
+    ) -> Fit:
+        """Fit one face of a photo. `mask` is 1 where the photo may be used; `focal_px` is in photo pixels.
+
+        Raises LandmarkFitError where the landmarks give no pose; everything later is reported in `Fit.result`.
+        """
+        began = time.perf_counter()
+        stages = coarse_to_fine() if stages is None else stages
+        problem, first, box = self.problem(photo, face, focal_px, mask)
+        parameters = first if start is None else start
+        ready = time.perf_counter()
+        rows = [stage.row(parameters.layout, self.solver_model.free_units) for stage in stages]
+        records, solution = [], None
+        for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+            solution = run_stage(problem, parameters, row)
+            finite = bool(solution.finite)
+            records.append(_record(stage, solution))
+            if progress is not None:
+                progress(stage, number, len(stages), solution)
+            if not finite:
+                break
+            parameters = solution.face
+        if solution is None:
+            raise ValueError("fit: got an empty plan, expected at least one stage; see coarse_to_fine().")
+        done = time.perf_counter()
+        return self._report(
+            photo,
+            face,
+            box,
+            parameters,
+            solution,
+            records,
+            {"prepare": ready - began, "solve": done - ready},
+        )
+
+    def problem(self, photo: Photo, face: Face, focal_px=None, mask=None):
+        """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
+        s = self.settings
+        points = np.asarray(face.landmarks, float)
+        known = np.isfinite(points).all(axis=1)
+        if known.sum() < 6:
+            raise LandmarkFitError(
+                f"fit: got {known.sum()} finite landmarks, expected at least 6 of 68. "
+                "Give more points with --landmarks, or a photo that shows more of the face."
+            )
+        rotation, scale, origin = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
+        box = self._crop_box(points[known])
+        zoom = s.image_size / box[2]
+        crop, inside = photo.crop_srgb(box, s.image_size)
+        valid = inside.astype(np.float32)
+        if mask is not None:
+            valid = valid * _crop_mask(mask, box, s.image_size)
+        pyramid = np.stack([gaussian_filter(crop, (b, b, 0), truncate=3.0) for b in s.blur_px])
+
+        height, width = photo.pixels.shape[:2]
+        focal, sigma = s.focal_over_size * max(height, width), s.focal_sigma
+        if photo.focal_px is not None:
+            focal, sigma = photo.focal_px, s.exif_focal_sigma
+        if focal_px is not None:
+            focal, sigma = focal_px, s.known_focal_sigma
+        focal = focal * zoom
+        scale = scale * zoom  # px of the crop per mm
+        distance, distance_sigma = np.log(s.distance_mm), s.distance_sigma
+        log_focal = np.log(focal)
+        # Start where both priors agree best with the face's size in the image: focal = scale * distance.
+        if sigma > s.exif_focal_sigma:
+            gap = np.log(scale * s.distance_mm) - log_focal
+            log_focal_start = log_focal + gap * sigma**2 / (sigma**2 + distance_sigma**2)
+        else:
+            log_focal_start = log_focal
+        depth = np.exp(log_focal_start) / scale
+        centre = (np.array([width / 2, height / 2]) - box[:2]) * zoom
+        offset = (origin - box[:2]) * zoom - centre
+        pose = jaxlie.SE3.from_rotation_and_translation(
+            jaxlie.SO3.from_matrix(jnp.asarray(rotation, jnp.float32)),
+            jnp.asarray([*(offset / scale), depth], jnp.float32),
+        )
+        noise: LandmarkNoise = face.noise
+        sigma_mm = np.r_[np.full(17, noise.jaw_mm), np.full(51, noise.inner_mm)]
+        sigma_px = np.where(known, sigma_mm * scale, np.inf)
+        along = np.where(known[:17], max(s.jaw_along_mm, noise.jaw_mm) * scale, np.inf)
+        local = (np.where(known[:, None], points, 0.0) - box[:2]) * zoom
+        single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+        problem = Problem(
+            self.solver_model,
+            single(pyramid),
+            single(valid),
+            single(local),
+            single(sigma_px),
+            single(along),
+            single(centre),
+            single([log_focal]),
+            single([sigma]),
+            single(distance),
+            single(distance_sigma),
+            single(s.expression_sigma),
+            single(s.photometric_sigma),
+            single(s.photometric_cutoff),
+            single(s.saturation),
+        )
+        first = start_parameters(
+            self.solver_model.identity_rank,
+            self.solver_model.free_units.shape[0],
+            self.solver_model.albedo_rank,
+        )
+        first = dataclasses.replace(first, pose=pose, log_focal=single(log_focal_start))
+        return problem, first, box
+
+    def _crop_box(self, points) -> np.ndarray:
+        low, high = points.min(axis=0), points.max(axis=0)
+        side = max(float((high - low).max()), 4.0) * self.settings.crop_factor
+        # The 68 points end at the brows: the forehead lies above them.
+        middle = (low + high) / 2 - [0, 0.06 * side]
+        return np.r_[middle - side / 2, side, side]
+
+    def _report(self, photo, face, box, parameters, solution, records, timings) -> Fit:
+        zoom = self.settings.image_size / box[2]
+        height, width = photo.pixels.shape[:2]
+        focal = float(np.exp(parameters.log_focal)) / zoom
+        camera = Pinhole(
+            focal=jnp.array([focal, focal]),
+            centre=jnp.array([width / 2, height / 2]),
+            pose=parameters.pose,
+            height=height,
+            width=width,
+        )
+        fit = Fit(
+            model=self.model,
+            camera=camera,
+            identity=np.asarray(parameters.identity),
+            expression=np.asarray(parameters.expression),
+            albedo=np.asarray(parameters.albedo),
+            light=np.asarray(parameters.light),
+            detected=np.asarray(face.landmarks, np.float32),
+            source=face.source,
+            result="converged" if records[-1]["result"] == "converged" else "steps exhausted",
+            reason="",
+            energies=records[-1]["energies"],
+            stages=records,
+            timings=timings,
+            settings=self.settings,
+            hessian=np.asarray(solution.hessian),
+        )
+        reason = self._failure(fit, bool(solution.finite), float(parameters.pose.translation()[2]), focal)
+        return dataclasses.replace(fit, result="failed", reason=reason) if reason else fit
+
+    def _failure(self, fit: Fit, finite: bool, depth: float, focal: float) -> str:
+        if not finite:
+            return "the energy is not finite"
+        if depth < 50:
+            return f"the head ended {depth:.0f} mm from the camera"
+        error = np.linalg.norm(fit.landmarks2d - fit.detected, axis=1)[17:] * depth / focal
+        error = float(np.nanmedian(error)) if np.isfinite(error).any() else 0.0
+        if error > self.settings.failed_mm:
+            return (
+                f"the model's landmarks miss the given ones by {error:.1f} mm in the median "
+                f"(at most {self.settings.failed_mm:g} expected)"
+            )
+        return ""
+
+
+def _record(stage: Stage, solution: Solution) -> dict:
+    steps = int(solution.steps)
+    history = np.asarray(solution.history)
+    history = history[np.isfinite(history).all(axis=1)]
+    return {
+        "name": stage.name,
+        "free": list(stage.free),
+        "photometric": stage.photometric,
+        "level": stage.level,
+        "steps": steps,
+        "result": "non-finite"
+        if not bool(solution.finite)
+        else ("converged" if bool(solution.converged) else "steps exhausted"),
+        "energies": dict(zip(TERMS, (float(e) for e in solution.energies), strict=True)),
+        "history": [dict(zip(TERMS, (float(e) for e in row), strict=True)) for row in history],
+    }
+
+
+def _crop_mask(mask, box, size) -> np.ndarray:
+    """Nearest-pixel crop of a mask; what lies outside the photo counts as hidden."""
+    at = (np.arange(size) + 0.5) * box[2] / size
+    columns, rows = np.floor(box[0] + at).astype(int), np.floor(box[1] + at).astype(int)
+    height, width = mask.shape
+    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
+    picked = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None, :]]
+    return (picked * inside).astype(np.float32)

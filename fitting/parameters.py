@@ -1,0 +1,83 @@
+"""What a fit solves for, and how a solver's flat step moves it."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import jaxlie
+from jaxtyping import Array, Float
+
+
+class FaceParameters(eqx.Module):
+    """One face in one image. Coefficients in standard deviations, expression weights in [0, 1]."""
+
+    identity: Float[Array, " identity"]
+    expression: Float[Array, " unit"]
+    albedo: Float[Array, " albedo"]
+    light: Float[Array, "9 3"]  # spherical harmonics, camera frame; see renderer.light
+    pose: jaxlie.SE3  # T_camera_head, mm
+    log_focal: Float[Array, ""]  # logarithm of the focal length in pixels of the fitted image
+
+    @property
+    def layout(self) -> "Layout":
+        """Where each block lies in a flat step."""
+        return Layout(self.identity.shape[0], self.expression.shape[0], self.albedo.shape[0])
+
+
+class Layout(NamedTuple):
+    """Blocks of the flat step: identity, expression, albedo, light (9 x 3), twist (6), log focal."""
+
+    identity_rank: int
+    unit_count: int
+    albedo_rank: int
+
+    @property
+    def size(self) -> int:
+        """Number of unknowns."""
+        return self.identity_rank + self.unit_count + self.albedo_rank + 34
+
+    def block(self, name: str) -> slice:
+        """The range of one block: identity, expression, geometry (both), albedo, light, pose or focal."""
+        i, e, a = self.identity_rank, self.unit_count, self.albedo_rank
+        starts = {
+            "identity": (0, i),
+            "expression": (i, i + e),
+            "geometry": (0, i + e),
+            "albedo": (i + e, i + e + a),
+            "light": (i + e + a, i + e + a + 27),
+            "pose": (i + e + a + 27, i + e + a + 33),
+            "focal": (i + e + a + 33, i + e + a + 34),
+        }
+        if name not in starts:
+            raise ValueError(f"unknown parameter block {name!r}; expected one of {', '.join(starts)}.")
+        return slice(*starts[name])
+
+
+def retract(face: FaceParameters, step: Float[Array, " step"]) -> FaceParameters:
+    """The face after a step: coefficients add, the pose moves in its tangent space (pose · exp(twist)).
+
+    The twist acts on the head's side, so it turns the head about its own origin rather than about the camera.
+    """
+    at = face.layout.block
+    return FaceParameters(
+        identity=face.identity + step[at("identity")],
+        expression=face.expression + step[at("expression")],
+        albedo=face.albedo + step[at("albedo")],
+        light=face.light + step[at("light")].reshape(9, 3),
+        pose=face.pose @ jaxlie.SE3.exp(step[at("pose")]),
+        log_focal=face.log_focal + step[at("focal")][0],
+    )
+
+
+def start_parameters(identity_rank: int, unit_count: int, albedo_rank: int) -> FaceParameters:
+    """The mean face one metre in front of the camera, white ambient light."""
+    light = jnp.zeros((9, 3)).at[0].set(jnp.sqrt(4 * jnp.pi))
+    facing = jaxlie.SO3.from_matrix(jnp.diag(jnp.array([1.0, -1.0, -1.0])))
+    return FaceParameters(
+        identity=jnp.zeros(identity_rank),
+        expression=jnp.zeros(unit_count),
+        albedo=jnp.zeros(albedo_rank),
+        light=light,
+        pose=jaxlie.SE3.from_rotation_and_translation(facing, jnp.array([0.0, 0.0, 1000.0])),
+        log_focal=jnp.log(jnp.array(1000.0)),
+    )

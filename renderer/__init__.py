@@ -1,0 +1,20 @@
+"""A scene becomes an image, differentiably."""
+
+from renderer.camera import AbstractCamera as AbstractCamera
+from renderer.camera import Pinhole as Pinhole
+from renderer.camera import WeakPerspective as WeakPerspective
+from renderer.light import ambient_white as ambient_white
+from renderer.light import frontal as frontal
+from renderer.light import sh_basis as sh_basis
+from renderer.light import solve_light as solve_light
+from renderer.rasterize import barycentrics as barycentrics
+from renderer.rasterize import rasterize as rasterize
+from renderer.rasterize import visibility as visibility
+from renderer.render import Rendering as Rendering
+from renderer.render import render as render
+from renderer.shade import interpolate as interpolate
+from renderer.shade import lambert as lambert
+from renderer.texture import dilate as dilate
+from renderer.texture import sample_texture as sample_texture
+from renderer.texture import texel_table as texel_table
+from renderer.texture import unwrap as unwrap

@@ -1,0 +1,57 @@
+"""Shapes are checked at run time in every test; the small synthetic model is made once."""
+
+import os
+import sys
+from pathlib import Path
+
+import jaxtyping
+import pytest
+
+jaxtyping.install_import_hook(["morphable", "renderer", "fitting"], "beartype.beartype")
+sys.path.insert(0, str(Path(__file__).parent))
+# Tests must not depend on, nor grow, the user's cache; one folder for the whole run still saves recompilation.
+os.environ.setdefault("FACEFIT_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+
+import jax  # noqa: E402
+from helpers import tiny_model  # noqa: E402
+
+from fitting.compilation import enable_cache  # noqa: E402
+
+enable_cache()
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A synthetic head of 169 vertices."""
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def head():
+    """The embedded default model."""
+    import morphable
+
+    return morphable.load()
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture(scope="session")
+def collins() -> Path:
+    """The bundled photo."""
+    import fitting
+
+    return Path(fitting.__file__).parent / "examples" / "eileen_collins.jpg"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Local measurement data, absent on other machines."""
+    if not SHARED.exists():
+        pytest.skip(f"no measurement data at {SHARED}")
+    return SHARED

@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import tree_equal
+
+import morphable
+
+
+def test_zero_coefficients_give_the_mean(tiny):
+    zero = jnp.zeros(6)
+    np.testing.assert_allclose(tiny.vertices(zero, jnp.zeros(4)), tiny.mean, atol=1e-4)
+    np.testing.assert_allclose(tiny.instance(zero).vertices, tiny.mean, atol=1e-4)
+
+
+def test_fewer_coefficients_leave_the_rest_at_the_mean(tiny, key):
+    c = jax.random.normal(key, (3,))
+    np.testing.assert_allclose(tiny.neutral(c), tiny.neutral(jnp.pad(c, (0, 3))), atol=1e-4)
+
+
+def test_mouth_close_cannot_exceed_jaw_open(tiny):
+    i = jnp.zeros(6)
+    alone = tiny.vertices(i, tiny.weights(mouthClose=1.0))
+    np.testing.assert_allclose(alone, tiny.mean, atol=1e-4)
+    tied = tiny.vertices(i, tiny.weights(mouthClose=1.0, jawOpen=0.5))
+    np.testing.assert_allclose(tied, tiny.vertices(i, tiny.weights(mouthClose=0.5, jawOpen=0.5)), atol=1e-4)
+
+
+def test_unknown_unit_is_named(tiny):
+    with pytest.raises(ValueError, match="unknown expression unit 'smirk'"):
+        tiny.weights(smirk=1.0)
+
+
+def test_neutral_pose_skins_to_the_template(tiny, key):
+    rig = tiny.rig
+    vertices = tiny.neutral(jax.random.normal(key, (6,)))
+    np.testing.assert_allclose(rig.skin(vertices, rig.joints.mean, jnp.zeros((2, 3))), vertices, atol=1e-4)
+
+
+def test_turning_the_root_turns_everything_rigidly(tiny):
+    rig = tiny.rig
+    turned = rig.skin(tiny.mean, rig.joints.mean, jnp.array([[0.0, 0.3, 0.0], [0.0, 0.0, 0.0]]))
+    distance = lambda v: jnp.linalg.norm(v[:20, None] - v[None, :20], axis=-1)  # noqa: E731
+    np.testing.assert_allclose(distance(turned), distance(tiny.mean), atol=1e-2)
+    joint = rig.joints.mean[0]
+    np.testing.assert_allclose(
+        jnp.linalg.norm(turned - joint, axis=1), jnp.linalg.norm(tiny.mean - joint, axis=1), atol=1e-2
+    )
+
+
+def test_gaze_adds_to_the_eye_joint(tiny):
+    w = tiny.weights(eyeLookUpLeft=0.5)
+    np.testing.assert_allclose(tiny.rig.rotations(w)[0], [-0.2, 0, 0], atol=1e-6)
+
+
+def test_save_then_load_is_the_identity(tiny, tmp_path):
+    morphable.save(tmp_path / "tiny.npz", tiny)
+    again = morphable.load(tmp_path / "tiny.npz")
+    first, second = (jax.tree.map(np.asarray, m) for m in (tiny, again))
+    assert tree_equal(first.shape, second.shape) and tree_equal(first.rig, second.rig)
+    assert tree_equal(first.albedo, second.albedo) and tree_equal(first.contour, second.contour)
+    assert tree_equal(first.masks, second.masks) and again.expression_names == tiny.expression_names
+    assert again.provenance[:3] == tiny.provenance[:3] and len(again.provenance.sha256) == 64
+    assert not list(tmp_path.glob("*.partial*"))
+
+
+def test_files_that_are_no_models_are_refused(tmp_path):
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(b"PK\x03\x04 not really")
+    with pytest.raises(morphable.ModelFileError, match="not a readable .npz"):
+        morphable.load(cut)
+    with pytest.raises(morphable.ModelFileError, match="cannot be read"):
+        morphable.load(tmp_path / "missing.npz")
+    other = tmp_path / "other.npz"
+    np.savez(other, manifest='{"format": "facefit-model", "version": 99}')
+    with pytest.raises(morphable.ModelFileError, match="version 99.*upgrade"):
+        morphable.load(other)
+    pickled = tmp_path / "pickled.npz"
+    np.savez(pickled, manifest=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(morphable.ModelFileError, match="not a readable"):
+        morphable.load(pickled)
+
+
+def test_outline_of_a_frontal_head_is_found_on_both_sides(tiny):
+    """Under a frontal view the outermost candidate of a side path is the one with the largest |x|."""
+    points = tiny.contour.points(tiny.mean)
+    pixels = points[..., :2] * jnp.array([1.0, -1.0])
+    chosen = tiny.contour.outermost(pixels, jnp.diag(jnp.array([1.0, -1.0, -1.0])))
+    reach = jnp.abs(points[..., 0])
+    for path in (0, 1, 15, 16):
+        assert reach[path, chosen[path]] == reach[path].max()
