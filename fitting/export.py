@@ -1,150 +1,106 @@
-"""What a fit leaves on disk: the output folder, OBJ meshes, the rigged head, fit.npz and fit.json.
+"""What a fit leaves on disk: OBJ meshes, the rigged head, the pictures, fit.npz and fit.json.
 
 Everything here stays in head space and millimetres (`glb` changes to metres). UV has its origin at the
 top left; OBJ wants it at the bottom left, and `write_obj` is the one place that flips v.
 """
 
-import contextlib
 import dataclasses
-import errno
 import importlib.metadata
+import json
 import math
 import platform
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from fitting.fit import Fit
 from fitting.glb import Skeleton, surface_normals, write_glb
+from fitting.observation import Photo
+from fitting.output import OutputError as OutputError
+from fitting.output import check_writable as check_writable
+from fitting.output import output_folder as output_folder
+from fitting.pictures import overlay, render_over_photo, turntable
+from fitting.texture_map import face_texture
 from morphable.model import MorphableModel
 
 FORMAT = "facefit-fit"
 FORMAT_VERSION = 1
 
 
-class OutputError(ValueError):
-    """The results cannot be written where the user asked for them."""
+def save_results(
+    out: str | Path,
+    fit: Fit,
+    photo: Photo,
+    mask: Bool[np.ndarray, "height width"] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    detection: Mapping[str, Any] | None = None,
+    texture_size: int = 1024,
+) -> None:
+    """Write all results of one fit to the folder `out`, all of them or none; see `write_results`."""
+    with output_folder(out) as folder:
+        write_results(folder, fit, photo, mask, settings, detection, texture_size)
 
 
-def check_writable(out: str | Path) -> None:
-    """Raise `OutputError` unless results could be written to `out`; leaves nothing behind.
+def write_results(
+    folder: Path,
+    fit: Fit,
+    photo: Photo,
+    mask: Bool[np.ndarray, "height width"] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    detection: Mapping[str, Any] | None = None,
+    texture_size: int = 1024,
+) -> None:
+    """Write fit.npz, fit.json, the meshes with their texture, head.glb and the pictures into an existing folder.
 
-    Call it before fitting: it tries what `output_folder` will do later, since permission bits do not tell
-    the truth for a superuser, a read-only mount or a full quota.
+    `settings` and `detection` are what the caller wants to stand in fit.json beside the fit's own. A fit whose
+    vertices are not finite has nothing to show: only its numbers and record are written.
     """
-    out = Path(out).resolve()
-    parent = out
-    try:
-        if out.exists() and not out.is_dir():
-            raise OutputError(
-                f"output folder: expected a folder or a free name, got the file {out}. Choose another -o OUT."
-            )
-        while not parent.exists():
-            parent = parent.parent
-        if not parent.is_dir():
-            raise OutputError(
-                f"output folder {out}: expected a folder above it, got the file {parent}. Choose another -o OUT."
-            )
-        probe = parent / f".{out.name}.probe-{uuid.uuid4().hex[:8]}"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise _unwritable(out, error) from error
+    timings = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        result = work()
+        timings[name] = time.perf_counter() - began
+        return result
+
+    arrays = fit_arrays([fit])
+    np.savez_compressed(folder / "fit.npz", **arrays)
+    if np.isfinite(arrays["vertices"]).all() and np.isfinite(arrays["K"]).all():
+        texture = timed("texture", lambda: face_texture(fit, photo, texture_size, mask))
+        timed("meshes", lambda: _write_meshes(folder, fit, arrays, texture))
+        timed("head.glb", lambda: _write_fitted_glb(folder / "head.glb", fit, texture))
+        pictures = {"render.png": render_over_photo, "overlay.png": overlay}
+        for name, draw in pictures.items():
+            timed(name, lambda draw=draw, name=name: _save_png(folder / name, draw(fit, photo, texture)))
+        timed("turntable.png", lambda: _save_png(folder / "turntable.png", turntable(fit, texture)))
+    record = fit_record(fit, settings, detection, photo.notes, timings)
+    (folder / "fit.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-@contextlib.contextmanager
-def output_folder(out: str | Path) -> Iterator[Path]:
-    """A temporary folder whose contents become `out` when the block ends well, and vanish when it does not.
-
-    A new `out` appears whole, by one rename. In an existing folder only files of the same names are
-    replaced, and all of them or none: what was there is set aside first and put back if a move fails.
-    """
-    check_writable(out)
-    out = Path(out).resolve()
-    fresh = not out.exists()
-    # The temporary folder must share a file system with `out`, which may be a mount point: beside it
-    # while it does not exist, inside it once it does.
-    home = out.parent if fresh else out
-    made = _missing_parents(home)
-    temporary = home / f".{out.name}.tmp-{uuid.uuid4().hex[:8]}"
-    finished = False
-    try:
-        try:
-            home.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()  # not tempfile.mkdtemp, whose 0700 would stay with the results
-        except OSError as error:
-            raise _unwritable(out, error) from error
-        try:
-            yield temporary
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
-                raise _unwritable(out, error) from error
-            raise
-        try:
-            if fresh and not out.exists():
-                temporary.rename(out)
-            else:
-                _replace_files(temporary, out)
-        except OSError as error:
-            raise _unwritable(out, error) from error
-        finished = True
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not finished:
-            for folder in reversed(made):
-                with contextlib.suppress(OSError):  # not empty: somebody else uses it now
-                    folder.rmdir()
+def _write_meshes(folder: Path, fit: Fit, arrays: Mapping[str, np.ndarray], texture: np.ndarray) -> None:
+    _save_png(folder / "texture.png", texture)
+    groups = part_triangles(fit.model)
+    source = fit.model.provenance
+    note = f"head model {source.name}, licence {source.licence} ({source.licence_class})"
+    for name in ("vertices", "neutral_vertices"):
+        path = folder / {"vertices": "mesh.obj", "neutral_vertices": "neutral.obj"}[name]
+        write_obj(path, arrays[name], arrays["triangles"], np.asarray(fit.model.uv), "texture.png", groups, note)
 
 
-def _missing_parents(folder: Path) -> list[Path]:
-    """The folders that creating `folder` would create, outermost first."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    return missing[::-1]
+def _write_fitted_glb(path: Path, fit: Fit, texture: np.ndarray) -> None:
+    write_head_glb(path, fit.model, fit.identity, fit.expression, texture, fit.camera)
 
 
-def _replace_files(source: Path, target: Path) -> None:
-    """Move every file below `source` to the same place below `target`: all of them, or none on an OSError."""
-    backup = source.with_name(source.name + "-old")
-    moves = [(file, target / file.relative_to(source)) for file in sorted(source.rglob("*")) if file.is_file()]
-    set_aside: list[tuple[Path, Path]] = []
-    done: list[Path] = []
-    try:
-        for _, place in moves:
-            if place.is_dir():
-                raise IsADirectoryError(errno.EISDIR, "a folder bears the name of a result", str(place))
-            if place.exists():
-                old = backup / place.relative_to(target)
-                old.parent.mkdir(parents=True, exist_ok=True)
-                place.rename(old)
-                set_aside.append((old, place))
-        for file, place in moves:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            file.rename(place)
-            done.append(place)
-    except OSError:
-        for place in done:
-            place.unlink()
-        for old, place in set_aside:
-            old.rename(place)
-        raise
-    finally:
-        shutil.rmtree(backup, ignore_errors=True)
-
-
-def _unwritable(out: Path, error: OSError) -> OutputError:
-    return OutputError(
-        f"output folder {out}: expected a folder that can be created or written, got "
-        f"'{error.strerror or error}'. Check its permissions and free space, or choose another -o OUT."
-    )
+def _save_png(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:
+    # A 100-megapixel photo takes minutes at the best compression and seconds at the fastest.
+    Image.fromarray(pixels).save(path, compress_level=6 if pixels.size < 3e7 else 1)
 
 
 def write_obj(
@@ -273,7 +229,7 @@ def _provenance(model: MorphableModel) -> dict[str, str]:
     }
 
 
-def fit_arrays(fits: Sequence[Any]) -> dict[str, np.ndarray]:
+def fit_arrays(fits: Sequence[Fit]) -> dict[str, np.ndarray]:
     """The arrays of fit.npz for one photo, or for several of one person (the first fit's expression is
     `vertices`).
 
@@ -304,27 +260,26 @@ def fit_arrays(fits: Sequence[Any]) -> dict[str, np.ndarray]:
 
 
 def fit_record(
-    fit,
-    settings: Any = None,
-    detection: Any = None,
+    fit: Fit,
+    settings: Mapping[str, Any] | None = None,
+    detection: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
-    timings: Mapping[str, float] = {},
+    timings: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """The contents of fit.json: where a result came from and how well its fit ended."""
-    model = fit.model
     return _plain(
         {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "model": _provenance(model),
+            "photo": {"width": fit.camera.width, "height": fit.camera.height, "notes": notes},
+            "model": _provenance(fit.model),
+            "detection": {"landmarks": fit.source, **(detection or {})},
             "result": fit.result,
+            "reason": fit.reason,
             "energies": fit.energies,
             "stages": fit.stages,
-            "timings": {**fit.timings, **timings},
-            "settings": settings,
-            "detection": detection,
-            "notes": list(notes),
-            "image_size": {"width": fit.camera.width, "height": fit.camera.height},
+            "timings": {**fit.timings, **(timings or {})},
+            "settings": {**_plain(fit.settings), **(settings or {})},
             "versions": {
                 "python": platform.python_version(),
                 **{package: _version(package) for package in ("facefit", "jax", "jaxlib", "numpy")},

@@ -104,7 +104,7 @@ class Fit:
         )
 
 
-Progress = Callable[[Stage, int, int, Solution], None]  # stage, its number, how many there are, what came out
+Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
 
 
 class Fitter:
@@ -142,7 +142,7 @@ class Fitter:
             finite = bool(solution.finite)
             records.append(_record(stage, solution))
             if progress is not None:
-                progress(stage, number, len(stages), solution)
+                progress(stage, number, len(stages), records[-1])
             if not finite:
                 break
             parameters = solution.face

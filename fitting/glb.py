@@ -16,8 +16,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 _MILLIMETRES_PER_METRE = 1000.0
-# A displacement below this is the rounding of the stored basis (half a micrometre), not a movement.
-_STILL_MM = 5e-4
+# A displacement below this is the rounding of the stored basis (a micrometre), not a movement; a normal turned by
+# less than three degrees is not worth its bytes.
+_STILL_MM, _TURNED = 1e-3, 0.05
 
 # glTF 2.0 enumerations (section 5 of the specification)
 _BYTE_TYPES = {"f4": 5126, "u1": 5121, "u2": 5123, "u4": 5125}
@@ -122,12 +123,10 @@ def write_glb(
         indices = file.accessor(local.reshape(-1, 1), index_type, target=_ELEMENT_ARRAY_BUFFER)
         morphs = []
         for name, value in targets.items():
-            # Where the surface stays but a neighbour moves the normal turns too; those rows are stored as
-            # well.
             moved = np.flatnonzero(np.abs(value[used]).max(axis=1) > _STILL_MM)
             target = {"POSITION": file.sparse(_metres(value[used]), moved)}
             if morph_normals:
-                turned = np.flatnonzero(np.abs(normal_changes[name][used]).max(axis=1) > 0.02)
+                turned = np.flatnonzero(np.abs(normal_changes[name][used]).max(axis=1) > _TURNED)
                 target["NORMAL"] = file.sparse(normal_changes[name][used], turned)
             morphs.append(target)
         primitives.append(

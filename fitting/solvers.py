@@ -1,5 +1,6 @@
 """Levenberg-Marquardt on a sum of terms, with bounds on expression weights."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -56,7 +57,10 @@ def levenberg_marquardt(
         step = bounded_step(quadratic, best, free, damping)
         history = lax.dynamic_update_index_in_dim(history, energies, jnp.minimum(k, HISTORY - 1), 0)
         stuck = damping > 1e6
-        return k + 1, retract(best, step), best, quadratic, energies, history, damping, converged | stuck
+        candidate = retract(best, step)
+        # The step ends on the bounds up to rounding; clipping makes it exact.
+        candidate = dataclasses.replace(candidate, expression=jnp.clip(candidate.expression, 0.0, 1.0))
+        return k + 1, candidate, best, quadratic, energies, history, damping, converged | stuck
 
     def running(carry):
         return (carry[0] <= steps) & ~carry[-1]

@@ -26,7 +26,7 @@ def sh_basis(normals: Float[Array, "*batch 3"]) -> Float[Array, "*batch 9"]:
 
 def ambient_white() -> Float[Array, "9 3"]:
     """Radiance 1 from everywhere, under which a surface shows its albedo."""
-    return jnp.zeros((9, 3)).at[0].set(np.sqrt(4 * np.pi))
+    return jnp.zeros((9, 3)).at[0].set(float(np.sqrt(4 * np.pi)))
 
 
 def frontal(ambient: float = 0.35) -> Float[Array, "9 3"]:

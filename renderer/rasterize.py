@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -17,6 +18,7 @@ _SUBPIXEL_BITS = 8  # vertices are snapped to 1/256 px, as GPUs do
 _SUBPIXEL = 1 << _SUBPIXEL_BITS
 _GUARD_PX = 1 << 15  # farther vertices are moved to this distance; keeps edge functions within 49 bits
 _EMPTY = 0x7FFFFFFF
+_MOST_TILES = 2**31 - 1
 _BARYCENTRIC_SLACK = 0.05
 
 
@@ -60,9 +62,9 @@ def rasterize(
     is a top edge (horizontal, interior below) or a left edge. So neighbours share no pixel and leave no crack.
     A vertex more than 32768 px outside the picture is moved to that distance.
 
-    `depth` grows away from the camera: camera z if `perspective`, else anything affine in the picture. It is quantised
-    to 31 - ceil(log2 triangles) bits of its range (of 1/depth if `perspective`, which is what is linear in the
-    picture): for 50 000 triangles 2^15 steps, 8 micrometres in a 25 cm head. What falls into one step is a tie, and
+    `depth` grows away from the camera: camera z if `perspective`, else anything affine in the picture. Its range (that
+    of 1/depth if `perspective`, which is what is affine in the picture) is quantised to 31 - ceil(log2 triangles) bits,
+    at most 23: for 50 000 triangles 2^15 steps, 8 micrometres in a 25 cm head. What falls into one step is a tie, and
     ties go to the lower id. Triangles with a vertex at or before `near`, or not finite, are dropped whole. `cull` drops
     those seen from behind (clockwise in the picture as a viewer sees it).
 
@@ -78,7 +80,7 @@ def rasterize(
         return jnp.full((height, width), -1, jnp.int32)
 
     id_bits = max(1, (count - 1).bit_length())
-    steps = 2.0 ** (31 - id_bits) - 2.0
+    steps = 2.0 ** min(31 - id_bits, 23) - 2.0  # float32 counts no further without rounding up into the sign bit
     pixels = lax.stop_gradient(pixels).astype(jnp.float32)
     depth = lax.stop_gradient(depth).astype(jnp.float32)
     valid = jnp.isfinite(pixels[:, 0]) & jnp.isfinite(pixels[:, 1]) & jnp.isfinite(depth) & (depth > near)
@@ -108,7 +110,7 @@ def rasterize(
 
     # The number of tiles must fit into 31 bits even if every triangle covered the picture.
     most = -(-height // block) * (-(-width // block))
-    group = max(1, (2**31 - 1) // most)
+    group = max(1, _MOST_TILES // most)
     buffer = jnp.full(height * width + 1, _EMPTY, jnp.int32)
     for first in range(0, count, group):
         part = slice(first, min(first + group, count))
@@ -221,7 +223,7 @@ def _draw(buffer, corners, tiles, vertices, sizes, slots):
                 key, mode="promise_in_bounds"
             )
 
-        return done + slots, lax.fori_loop(0, block * block, draw_pixel, buffer)
+        return done + slots, lax.fori_loop(np.int32(0), np.int32(block * block), draw_pixel, buffer)
 
     return lax.while_loop(lambda s: s[0] < total, step, (jnp.int32(0), buffer))[1]
 
@@ -289,7 +291,7 @@ def _prefix(x, op):
             shifted = jnp.concatenate([jnp.zeros_like(y), y], axis)
             return op(y, lax.dynamic_slice_in_dim(shifted, length - jnp.left_shift(1, k), length, axis))
 
-        return lax.fori_loop(0, (length - 1).bit_length(), double, y)
+        return lax.fori_loop(np.int32(0), np.int32((length - 1).bit_length()), double, y)
 
     y = along(1, row, jnp.pad(x, (0, rows * row - size)).reshape(rows, row))
     totals = along(0, rows, y[:, -1])

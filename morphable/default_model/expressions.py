@@ -76,9 +76,7 @@ def skin_weights(assets: Assets, topology: HeadTopology, vertex_count: int) -> F
     return out / out.sum(axis=1, keepdims=True)
 
 
-def expression_units(
-    assets: Assets, topology: HeadTopology, vertex_count: int
-) -> Float[np.ndarray, "unit row 3"]:
+def expression_units(assets: Assets, topology: HeadTopology, vertex_count: int) -> Float[np.ndarray, "unit row 3"]:
     """Displacements (mm, before the model's scale) at weight 1; eyeballs never move, they are rotated instead."""
     found = set(assets.face_unit_names())
     if found != set(ARKIT_NAMES):
@@ -90,7 +88,7 @@ def expression_units(
 
 
 def gaze_rotations() -> list[dict]:
-    """For each eyeLook unit the eye joint's rotation vector (rad) at weight 1, in head space (x left, y up, z front)."""
+    """For each eyeLook unit, the eye joint's rotation vector (rad) at weight 1 in head space."""
     out = []
     for side, joint, inward in (("Left", "eye_left", -1.0), ("Right", "eye_right", 1.0)):
         # Turning about +x lowers the gaze; turning about +y moves it towards the subject's left.

@@ -375,6 +375,13 @@ def whiten(
 # ---------------------------------------------------------------------------------------------- all together
 
 
+def unit_gaze(assets: Assets, base_vertices: Float[np.ndarray, "vertex 3"]) -> Float[np.ndarray, "3"]:
+    """Direction in which the left eyeball of the base mesh looks."""
+    groups = assets.vertex_groups()
+    axis = base_vertices[groups["joint-l-eye-target"]].mean(axis=0) - base_vertices[groups["joint-l-eye"]].mean(axis=0)
+    return axis / np.linalg.norm(axis)
+
+
 def reduce_rows(
     topology: HeadTopology, joints: Float[np.ndarray, "joint vertex"], shape: Float[np.ndarray, "vertex 3"]
 ) -> Float[np.ndarray, "row 3"]:
@@ -394,10 +401,7 @@ def sample_heads(
     local, macro = local_targets(assets), macro_targets(assets)
     names = local + macro
     targets = np.stack(
-        [
-            reduce_rows(topology, joints, assets.target(name, len(base_vertices))).astype(np.float32)
-            for name in names
-        ]
+        [reduce_rows(topology, joints, assets.target(name, len(base_vertices))).astype(np.float32) for name in names]
     )
     weights = sample_weights(pair_sliders(local), names, count, seed).astype(np.float32)
     offsets = (weights @ targets.reshape(len(names), -1)).reshape(count, -1, 3)

@@ -63,6 +63,19 @@ def subdivide_points(
     return np.array(out_vertices), np.array(out_weights)
 
 
+def symmetric(
+    vertices: Int[np.ndarray, "68 3"], weights: Float[np.ndarray, "68 3"], mirror: Int[np.ndarray, "subvertex"]
+) -> tuple[Int[np.ndarray, "68 3"], Float[np.ndarray, "68 3"]]:
+    """In each pair of landmarks, the second replaced by the exact mirror image of the first."""
+    vertices, weights = vertices.copy(), weights.copy()
+    for first, second in enumerate(MIRROR68):
+        if first < second:
+            # The mirrored triangle runs the other way round; swapping two corners turns it back.
+            vertices[second] = mirror[vertices[first]][[0, 2, 1]]
+            weights[second] = weights[first][[0, 2, 1]]
+    return vertices, weights
+
+
 def first_hits(
     origin: Float[np.ndarray, "3"],
     directions: Float[np.ndarray, "ray 3"],
@@ -119,7 +132,6 @@ def contour_fans(
         valid = np.flatnonzero(hit >= 0)
         nearest = valid[np.abs(valid[None] - np.arange(FAN_POINTS)[:, None]).argmin(axis=1)]
         out_vertices[point], out_weights[point] = triangles[hit[nearest]], weights[nearest]
-        # The mirrored triangle runs the other way round; swapping two corners turns it back.
         other = JAW_POINTS - 1 - point
         if other != point:
             out_vertices[other] = mirror[out_vertices[point]][:, [0, 2, 1]]

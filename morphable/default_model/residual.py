@@ -28,24 +28,26 @@ def face_weight(points: Float[np.ndarray, "point 3"], centre: Float[np.ndarray, 
 
 
 def residual_modes(
-    skin: Float[np.ndarray, "skin 3"],
-    rigid_parts: list[Float[np.ndarray, "part 3"]],
+    mean: Float[np.ndarray, "row 3"],
+    part_rows: dict[str, slice],
     centre: Float[np.ndarray, "3"],
     count: int = MODES,
 ) -> Float[np.ndarray, "row mode"]:
-    """Scalar modes (mm at one standard deviation) on the skin and, one value for each, on the rigid parts behind it.
+    """Scalar modes (mm at one standard deviation); the displacement uses the same basis for x, y and z.
 
-    Eigenvectors of the kernel over the skin's vertices, extended to the parts by Nystroem's formula; the displacement is
-    the same basis for x, y and z.
+    Eigenvectors of the kernel over the skin's vertices, extended by Nystroem's formula: to the lashes, which sit on the
+    skin, point by point, and to the rigid parts (eyes, teeth, tongue) by one value at their middle.
     """
+    skin = mean[part_rows["skin"]]
     w = face_weight(skin, centre)
     variance, vectors = eigsh(kernel(skin, skin, w, w), k=count, v0=np.ones(len(skin)))
     order = np.argsort(-variance)
     variance, vectors = variance[order], vectors[:, order]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(count)])
-    rows = [vectors * np.sqrt(variance)]
-    for part in rigid_parts:
-        middle = part.mean(axis=0, keepdims=True)
-        value = kernel(middle, skin, face_weight(middle, centre), w) @ vectors / np.sqrt(variance)
-        rows.append(np.repeat(value, len(part), axis=0))
-    return np.concatenate(rows)
+    out = np.zeros((len(mean), count))
+    out[part_rows["skin"]] = vectors * np.sqrt(variance)
+    for part, rows in part_rows.items():
+        if part != "skin":
+            points = mean[rows] if part.startswith("lashes") else mean[rows].mean(axis=0, keepdims=True)
+            out[rows] = kernel(points, skin, face_weight(points, centre), w) @ vectors / np.sqrt(variance)
+    return out

@@ -128,9 +128,7 @@ def head_skin(base: BaseMesh) -> Int[np.ndarray, "quad 4"]:
     return body[np.isin(body, list(head | collar)).all(axis=1)]
 
 
-def open_behind(
-    quads: Int[np.ndarray, "quad 4"], vertices: Float[np.ndarray, "vertex 3"]
-) -> Int[np.ndarray, "quad 4"]:
+def open_behind(quads: Int[np.ndarray, "quad 4"], vertices: Float[np.ndarray, "vertex 3"]) -> Int[np.ndarray, "quad 4"]:
     """A closed part without the quads around its rearmost point.
 
     Eyeballs and the tongue are closed surfaces, which no continuous chart can flatten. The opening is where nobody can
@@ -169,8 +167,7 @@ def head_topology(base: BaseMesh, mirror: Int[np.ndarray, "vertex"]) -> HeadTopo
 def _spans(blocks: dict[str, np.ndarray]) -> dict[str, slice]:
     ends = np.cumsum([len(block) for block in blocks.values()])
     return {
-        name: slice(int(end) - len(block), int(end))
-        for (name, block), end in zip(blocks.items(), ends, strict=True)
+        name: slice(int(end) - len(block), int(end)) for (name, block), end in zip(blocks.items(), ends, strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""Texture coordinates: the skin as one seamless chart with most of its area on the face, the other parts in the corners.
+"""Texture coordinates: the skin as one seamless chart with most of its area on the face, other parts in the corners.
 
 The skin is a disc whose rim is the collar. Tutte's embedding (1963: rim on a convex curve, every vertex a positive
 average of its neighbours) gives a chart without flips; minimising the symmetric Dirichlet energy against the wanted
@@ -12,6 +12,7 @@ import scipy.sparse.linalg as sla
 from jaxtyping import Float, Int
 
 from morphable.default_model.surface import HeadTopology, boundary_loop
+from morphable.mesh import catmull_clark, triangulate
 
 SUPERELLIPSE = 3.0  # |x|^p + |y|^p = 1: leaves the corners of the square free
 POLISH_STEPS = 60
@@ -84,17 +85,22 @@ def polish(
     size: Float[np.ndarray, "triangle"],
     importance: Float[np.ndarray, "triangle"],
     fixed: Int[np.ndarray, "rim"],
+    stencil: sp.csr_matrix | None = None,
     steps: int = POLISH_STEPS,
-) -> Float[np.ndarray, "vertex 2"]:
+) -> Float[np.ndarray, "control 2"]:
     """Less distortion, no flips: SLIM steps on the symmetric Dirichlet energy |J|^2 + |J^-1|^2.
 
     J maps each triangle's own plane, enlarged so that its area is `size` of its true area (up to a common factor that
-    fits the whole chart), to the chart. Fixed vertices stay.
+    fits the whole chart), to the chart. Fixed coordinates stay. With a stencil, the triangles are those of the
+    subdivided surface and the coordinates those of its control points.
     """
     count = len(uv)
-    area = signed_areas(uv, triangles)
+    stencil = sp.identity(count, format="csr") if stencil is None else stencil
+    area = signed_areas(stencil @ uv, triangles)
     if (area <= 0).any():
-        raise ValueError(f"chart polish: expected an embedding without flips, got {(area <= 0).sum()} flipped triangles")
+        raise ValueError(
+            f"chart polish: expected an embedding without flips, got {(area <= 0).sum()} flipped triangles"
+        )
     a, b, c = (vertices[triangles[:, k]] for k in range(3))
     ab, ac = b - a, c - a
     x1 = np.linalg.norm(ab, axis=1)
@@ -109,8 +115,9 @@ def polish(
     entries_y = ((x2 / x1 - 1) / y2, -x2 / (x1 * y2), 1 / y2)
     dx, dy = (
         sp.csr_matrix(
-            (np.concatenate(entries), (np.tile(rows, 3), triangles.T.ravel())), shape=(len(rows), count)
+            (np.concatenate(entries), (np.tile(rows, 3), triangles.T.ravel())), shape=(len(rows), len(vertices))
         )
+        @ stencil
         for entries in (entries_x, entries_y)
     )
     weight = importance * x1 * y2 / 2
@@ -148,7 +155,7 @@ def polish(
         move = np.zeros(2 * count)
         move[columns] = sla.spsolve(normal, own.T @ residual)
         direction = move.reshape(2, count).T
-        step = min(1.0, 0.8 * _largest_step(uv, direction, triangles))
+        step = min(1.0, 0.8 * _largest_step(stencil @ uv, stencil @ direction, triangles))
         while step > 1e-8 and energy(uv + step * direction) >= value:
             step /= 2
         if step <= 1e-8:
@@ -181,6 +188,23 @@ def _largest_step(uv, direction, triangles) -> float:
     return float(t.min()) if len(t) else np.inf
 
 
+def wanted_size(
+    skin: Float[np.ndarray, "skin 3"],
+    landmarks: Float[np.ndarray, "68 3"],
+    textures: dict[str, Float[np.ndarray, "skin"]],
+    openness: Float[np.ndarray, "skin"],
+) -> tuple[Float[np.ndarray, "skin"], Float[np.ndarray, "skin"]]:
+    """Area in the chart for each area of skin, relative to the face, and how much its distortion matters."""
+    middle = np.array([0.0, landmarks[33, 1] + 12, landmarks[30, 2] - 30])
+    distance = np.linalg.norm((skin - middle) / [1, 1.25, 1.1], axis=1)
+    face = 1 / (1 + np.exp((distance - 75) / 8))
+    size = 0.16 + 0.84 * face
+    size += 1.2 * np.maximum(textures["lips"], textures["eyelids"]) * (openness > 0.2)
+    size = np.where(textures["ears"] > 0.3, 0.35, size)
+    size = np.where(openness < 0.06, 0.08, size)
+    return size, np.where(openness < 0.06, 0.05, 0.05 + 0.95 * face)
+
+
 def flatten_skin(
     vertices: Float[np.ndarray, "skin 3"],
     quads: Int[np.ndarray, "quad 4"],
@@ -188,8 +212,10 @@ def flatten_skin(
     size: Float[np.ndarray, "skin"],
     importance: Float[np.ndarray, "skin"],
 ) -> Float[np.ndarray, "skin 2"]:
-    """The skin on the unit superellipse, front of the collar at the bottom, subject's left to the right (y up)."""
-    triangles = corner_triangles(quads)
+    """The skin on the unit superellipse, front of the collar at the bottom, subject's left to the right (y up).
+
+    Distortion is measured on the quads and on the subdivided surface together, so that neither has flips.
+    """
     rim = boundary_loop(quads)
     # Start at the rim's frontmost vertex on the midline so that the chart is mirror-symmetric.
     start = int(np.argmax(vertices[rim, 2] - 10 * np.abs(vertices[rim, 0])))
@@ -197,8 +223,13 @@ def flatten_skin(
     rim_xy = rim_on_superellipse(vertices[rim])
     if rim_xy[1, 0] * vertices[rim[1], 0] < 0:
         raise ValueError("skin chart: the collar runs clockwise; expected quads counter-clockwise seen from outside")
-    uv = tutte(len(vertices), triangles, rim, rim_xy, vertices)
-    uv = polish(uv, vertices, triangles, size[triangles].mean(1), importance[triangles].mean(1), rim)
+    coarse = corner_triangles(quads)
+    uv = tutte(len(vertices), coarse, rim, rim_xy, vertices)
+    stencil, subquads = catmull_clark(quads, len(vertices))
+    triangles = np.concatenate([coarse, triangulate(subquads) + len(vertices)])
+    stencil = sp.csr_matrix(sp.vstack([sp.identity(len(vertices)), stencil]))
+    size, importance = ((stencil @ values)[triangles].mean(axis=1) for values in (size, importance))
+    uv = polish(uv, stencil @ vertices, triangles, size, importance, rim, stencil)
     return (uv + uv[mirror] * [-1, 1]) / 2
 
 
@@ -273,3 +304,14 @@ def sphere_centre(points: Float[np.ndarray, "point 3"]) -> Float[np.ndarray, "3"
     """Centre of the sphere through the points, by linear least squares."""
     system = np.c_[2 * points, np.ones(len(points))]
     return np.linalg.lstsq(system, (points**2).sum(axis=1), rcond=None)[0][:3]
+
+
+def check(topology: HeadTopology, uv: Float[np.ndarray, "row 2"]) -> None:
+    """Raises unless every triangle of the quads and of the subdivided quads keeps its side, all in the unit square."""
+    fine = topology.stencil @ uv
+    for level, coordinates, quads in (("coarse", uv, topology.quads), ("subdivided", fine, topology.subquads)):
+        flipped = int((signed_areas(coordinates * [1, -1], triangulate(quads)) <= 0).sum())
+        if flipped or coordinates.min() < 0 or coordinates.max() > 1:
+            raise ValueError(
+                f"texture coordinates: {flipped} flipped {level} triangles, expected 0 within the unit square"
+            )

@@ -1,23 +1,27 @@
 """Laws of what a fit leaves on disk, on a head of 60 vertices."""
 
+import dataclasses
 import json
-import os
 import struct
-import types
 
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from fitting import export
+from fitting import export, pictures, texture_map
+from fitting.fit import Fit, Settings
 from fitting.glb import Skeleton, write_glb
+from fitting.observation import Photo
 from morphable.basis import GaussianBasis
 from morphable.landmarks import SurfacePoints
 from morphable.mesh import triangulate
 from morphable.model import MorphableModel, Provenance
 from morphable.rig import Gaze, Rig
+from renderer.camera import Pinhole
+from renderer.light import ambient_white
 
 UNITS = ("jawOpen", "mouthClose", "mouthSmileLeft", "eyeLookUpLeft", "eyeLookOutLeft", "eyeLookUpRight")
 JOINTS, PARENTS = ("neck", "head", "jaw", "eye_left", "eye_right"), (-1, 0, 1, 1, 1)
@@ -304,95 +308,29 @@ def test_obj_keeps_vertices_order_and_flips_v_once(model, tmp_path):
     assert len(trimesh.load(path, process=False, force="mesh").faces) == len(model.triangles)
 
 
-# -- the output folder ------------------------------------------------------------------------------------------
-
-
-def _entries(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-
-
-def test_output_folder_appears_whole_with_its_parents(tmp_path):
-    out = tmp_path / "a" / "b"
-    with export.output_folder(out) as temporary:
-        (temporary / "fit.npz").write_text("x")
-        (temporary / "deep").mkdir()
-        (temporary / "deep" / "more.txt").write_text("y")
-        assert not out.exists()
-    assert _entries(tmp_path) == ["a", "a/b", "a/b/deep", "a/b/deep/more.txt", "a/b/fit.npz"]
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    assert out.stat().st_mode == plain.stat().st_mode
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_output_folder_leaves_nothing_when_the_work_fails(tmp_path, error):
-    with pytest.raises(error), export.output_folder(tmp_path / "a" / "b") as temporary:
-        (temporary / "fit.npz").write_text("half")
-        raise error
-    assert _entries(tmp_path) == []
-
-
-def test_output_folder_keeps_other_files_and_replaces_its_own(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "fit.npz").write_text("old")
-    with export.output_folder(tmp_path) as temporary:
-        (temporary / "fit.npz").write_text("new")
-    assert _entries(tmp_path) == ["fit.npz", "notes.txt"]
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert (tmp_path / "fit.npz").read_text() == "new"
-
-
-def test_output_folder_restores_everything_when_one_file_cannot_move(tmp_path):
-    (tmp_path / "a.txt").write_text("old")
-    (tmp_path / "z.txt").mkdir()  # a folder in the way of the last file
-    (tmp_path / "z.txt" / "keep").write_text("mine")
-    before = _entries(tmp_path)
-    with pytest.raises(export.OutputError, match=r"z.txt|folder bears the name"), export.output_folder(tmp_path) as t:
-        (t / "a.txt").write_text("new")
-        (t / "z.txt").write_text("new")
-    assert _entries(tmp_path) == before
-    assert (tmp_path / "a.txt").read_text() == "old"
-
-
-def test_check_writable_says_what_is_in_the_way_and_leaves_nothing(tmp_path):
-    export.check_writable(tmp_path / "new" / "folder")
-    export.check_writable(tmp_path)
-    assert _entries(tmp_path) == []
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(export.OutputError, match="got the file.*Choose another"):
-            export.check_writable(out)
-
-
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write: Linux's /proc")
-def test_check_writable_asks_the_file_system_not_the_permission_bits():
-    with pytest.raises(export.OutputError, match="can be created or written.*permissions"):
-        export.check_writable("/proc/self/results")
-
-
 # -- fit.npz and fit.json ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def fit(model):
-    identity, expression = jnp.asarray(IDENTITY), model.weights(jawOpen=0.3)
-    vertices, neutral = model.vertices(identity, expression), model.neutral(identity)
-    return types.SimpleNamespace(
+    lookalike = _Camera()
+    K, R, t = lookalike.to_opencv()
+    return Fit(
         model=model,
-        camera=_Camera(),
-        identity=identity,
-        expression=expression,
-        albedo=jnp.zeros(2),
-        light=jnp.zeros((9, 3)),
+        camera=Pinhole.from_opencv(K, R, t, lookalike.height, lookalike.width),
+        identity=IDENTITY,
+        expression=np.asarray(model.weights(jawOpen=0.3)),
+        albedo=np.zeros(2, np.float32),
+        light=np.asarray(ambient_white()),
+        detected=np.full((68, 2), 100, np.float32),
+        source="dlib",
         result="converged",
-        energies={"landmarks": jnp.float32(3.5), "photometric": np.float64("nan")},
+        reason="",
+        energies={"landmarks": 3.5, "photometric": float("nan")},
         stages=[{"name": "pose", "steps": np.int64(4)}],
         timings={"fit": 0.2},
-        vertices=vertices,
-        neutral_vertices=neutral,
-        landmarks3d=model.landmarks(vertices),
-        neutral_landmarks3d=model.landmarks(neutral),
-        landmarks2d=np.zeros((68, 2)),
+        settings=Settings(),
+        hessian=np.zeros((1, 1), np.float32),
     )
 
 
@@ -420,10 +358,59 @@ def test_fit_arrays_have_the_promised_names_shapes_and_type(fit, model):
 
 
 def test_fit_record_is_strict_json_that_names_the_model(fit):
-    record = export.fit_record(fit, settings={"focal_px": None}, detection={"source": "dlib-hog"})
+    record = export.fit_record(fit, settings={"focal_px": None}, detection={"box": (1, 2, 3, 4)})
     read = json.loads(json.dumps(record, allow_nan=False))
     assert read["format"] == "facefit-fit" and read["version"] == 1
     assert read["model"]["licence"] == "CC0-1.0" and read["model"]["sha256"] == "0" * 64
     assert read["energies"] == {"landmarks": 3.5, "photometric": None}
     assert read["stages"] == [{"name": "pose", "steps": 4}]
+    assert read["detection"] == {"landmarks": "dlib", "box": [1, 2, 3, 4]}
+    assert read["settings"]["image_size"] == 256 and read["settings"]["focal_px"] is None
+    assert read["photo"]["width"] == 300 and read["photo"]["height"] == 400
     assert read["result"] == "converged" and read["timings"]["fit"] == 0.2
+
+
+RESULTS = {
+    "fit.npz",
+    "fit.json",
+    "mesh.obj",
+    "mesh.mtl",
+    "neutral.obj",
+    "neutral.mtl",
+    "texture.png",
+    "head.glb",
+    "render.png",
+    "overlay.png",
+    "turntable.png",
+}
+
+
+def test_results_are_complete_and_agree_with_each_other(fit, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "_SIZES", (64,))
+    monkeypatch.setattr(texture_map, "_CROP", 64)
+    photo = Photo(np.full((400, 300, 3), 120, np.uint8))
+    export.save_results(tmp_path / "out", fit, photo, settings={"model": tmp_path}, texture_size=32)
+    assert {p.name for p in tmp_path.joinpath("out").iterdir()} == RESULTS
+    arrays = np.load(tmp_path / "out" / "fit.npz", allow_pickle=False)
+    lines = (tmp_path / "out" / "mesh.obj").read_text().splitlines()
+    assert np.allclose(
+        np.array([x.split()[1:] for x in lines if x.startswith("v ")], float), arrays["vertices"], atol=1e-5
+    )
+    glb = np.concatenate(_Glb(tmp_path / "out" / "head.glb").posed({}, {}))
+    assert np.allclose(glb, arrays["neutral_vertices"] / 1000, atol=1e-6)
+    weights = dict(zip(UNITS, arrays["expression"][0].tolist(), strict=True))
+    glb = np.concatenate(_Glb(tmp_path / "out" / "head.glb").posed(weights, {}))
+    assert np.allclose(glb, arrays["vertices"] / 1000, atol=1e-5)
+    K, R, t = arrays["K"][0], arrays["R"][0], arrays["t"][0]
+    seen = (arrays["landmarks3d"] @ R.T + t) @ K.T
+    assert np.allclose(seen[:, :2] / seen[:, 2:], arrays["landmarks2d"][0], atol=1e-3)
+    with Image.open(tmp_path / "out" / "render.png") as picture:
+        assert picture.size == (300, 400)
+    assert json.loads((tmp_path / "out" / "fit.json").read_text())["settings"]["model"] == str(tmp_path)
+
+
+def test_results_of_a_fit_that_is_not_finite_are_its_record_alone(fit, tmp_path):
+    broken = dataclasses.replace(fit, identity=np.full(4, np.nan, np.float32), result="failed", reason="not finite")
+    export.save_results(tmp_path / "out", broken, Photo(np.zeros((400, 300, 3), np.uint8)))
+    assert {p.name for p in tmp_path.joinpath("out").iterdir()} == {"fit.npz", "fit.json"}
+    assert json.loads((tmp_path / "out" / "fit.json").read_text())["reason"] == "not finite"

@@ -1,0 +1,151 @@
+"""How accurate fits are, on local measurement data that is not part of the project.
+
+    python benchmarks/accuracy.py --shared ../shared
+
+Prints, for rendered subjects with ground truth (`data/ict_dev`), the scaled median scan-to-mesh distance of the fit and
+of the model's own mean face with the folder's scorer; and for real photos (`data/aflw_dev`) the 68-point error of the
+reprojected model and of the detector's own points.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import morphable  # noqa: E402
+from fitting.detection import Face, detect_faces  # noqa: E402
+from fitting.fit import Fitter, Settings  # noqa: E402
+from fitting.observation import read_photo  # noqa: E402
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--view", default="y+00")
+    parser.add_argument("--true-landmarks", action="store_true", help="use the ground truth's points, 2 mm noise")
+    parser.add_argument("--detections", type=Path, help="npz that keeps detections between runs")
+    parser.add_argument("--settings", default="{}", help="JSON that overrides fitting.fit.Settings")
+    parser.add_argument("--stages", type=int, help="run only the first stages of the plan")
+    parser.add_argument("--only", choices=["ict", "aflw"])
+    args = parser.parse_args()
+    fitter = Fitter(morphable.load(), Settings(**json.loads(args.settings)))
+    detections = Detections(args.detections)
+    if args.only != "aflw":
+        subjects(fitter, args, detections)
+    if args.only != "ict":
+        photos(fitter, args, detections)
+    detections.save()
+
+
+class Detections:
+    """Largest face of each photo, kept in a file so that a sweep detects once."""
+
+    def __init__(self, path):
+        self.path, self.known = path, {}
+        if path is not None and path.exists():
+            with np.load(path) as file:
+                self.known = {k: file[k] for k in file.files}
+
+    def __call__(self, key, photo) -> Face | None:
+        if key not in self.known:
+            try:
+                face = detect_faces(photo)[0]
+                self.known[key] = np.concatenate([np.reshape(face.box, (2, 2)), face.landmarks])
+            except ValueError as error:
+                print(key, error)
+                self.known[key] = np.full((70, 2), np.nan)
+        stored = self.known[key]
+        if np.isnan(stored[:2]).any():
+            return None
+        return Face(tuple(float(v) for v in stored[:2].ravel()), stored[2:], "dlib-hog", 1.0, False)
+
+    def save(self):
+        if self.path is not None:
+            np.savez(self.path, **self.known)
+
+
+def plan(args):
+    from fitting.schedule import coarse_to_fine
+
+    return coarse_to_fine()[: args.stages]
+
+
+def subjects(fitter, args, detections):
+    spec = importlib.util.spec_from_file_location("eval_mesh", args.shared / "eval" / "eval_mesh.py")
+    scorer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scorer)
+    model = fitter.model
+    triangles = np.asarray(model.triangles)
+    # As with a scan: what is inside the mouth or the sockets is not the face's surface.
+    interior = np.asarray(model.masks["interior"]) > 0.5
+    skin = np.isin(np.arange(len(triangles)), model.part("skin").triangles)
+    triangles = triangles[skin & ~interior[triangles].all(axis=1)]
+    mean, mean_landmarks = np.asarray(model.mean), np.asarray(model.landmarks(model.mean))
+    rows, seconds = [], []
+    for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
+        truth = folder / "gt.npz"
+        gt = np.load(truth)
+        index = list(gt["names"]).index(args.view)
+        photo = read_photo(folder / f"{args.view}.jpg")
+        if args.true_landmarks:
+            points = np.where(gt["lmk_vis"][index][:, None] > 0, gt["lmk2d"][index], np.nan)
+            face = Face.from_landmarks(points)
+        else:
+            face = detections(f"{folder.name}|{args.view}", photo)
+        if face is None:
+            continue
+        began = time.perf_counter()
+        fit = fitter.fit(photo, face, stages=plan(args))
+        seconds.append(time.perf_counter() - began)
+        score = lambda v, lmk: scorer.evaluate(truth, v, triangles, lmk, mask="face_mask_core")["scaled"]  # noqa: B023, E731
+        fitted = score(fit.neutral_vertices.astype(float), fit.neutral_landmarks3d.astype(float))
+        own = score(mean.astype(float), mean_landmarks.astype(float))
+        rows.append((fitted["median"], own["median"], fitted["lmk51_mean"], own["lmk51_mean"]))
+        true_focal = gt["K"][index][0, 0]
+        print(
+            f"{folder.name} fit {rows[-1][0]:.3f} mean face {rows[-1][1]:.3f} mm | 51 landmarks {rows[-1][2]:.2f} "
+            f"({rows[-1][3]:.2f}) | {fit.result}, |identity| {np.linalg.norm(fit.identity):.1f}, max expression "
+            f"{fit.expression.max():.2f}, focal {float(fit.camera.focal[0]):.0f} (true {true_focal:.0f})",
+            flush=True,
+        )
+    rows = np.array(rows)
+    print(
+        f"pooled: fit {rows[:, 0].mean():.3f}, mean face {rows[:, 1].mean():.3f} mm, ratio "
+        f"{rows[:, 0].sum() / rows[:, 1].sum():.3f}, worse than the mean face {np.sum(rows[:, 0] > rows[:, 1])} of "
+        f"{len(rows)}; 51 landmarks {rows[:, 2].mean():.2f} ({rows[:, 3].mean():.2f}); warm fit "
+        f"{np.median(seconds) * 1e3:.0f} ms"
+    )
+
+
+def photos(fitter, args, detections):
+    index = np.load(args.shared / "data" / "aflw_dev" / "index.npz")
+    rows = []
+    for name, truth, yaw in zip(index["names"], index["pts68_2d"], np.abs(index["yaw_deg"]), strict=True):
+        photo = read_photo(args.shared / "data" / "aflw_dev" / str(name))
+        face = detections(f"aflw|{Path(str(name)).stem}", photo)
+        if face is None:
+            continue
+        fit = fitter.fit(photo, face, stages=plan(args))
+        size = np.sqrt(np.prod(np.ptp(truth, axis=0)))
+        error = lambda p: 100 * np.nanmean(np.linalg.norm(p - truth, axis=1)) / size  # noqa: B023, E731
+        inner = lambda p: 100 * np.nanmean(np.linalg.norm(p - truth, axis=1)[17:]) / size  # noqa: B023, E731
+        rows.append((yaw, error(fit.landmarks2d), error(face.landmarks), inner(fit.landmarks2d), inner(face.landmarks)))
+        print(f"{name} yaw {yaw:5.1f} model {rows[-1][1]:6.3f} detector {rows[-1][2]:6.3f} {fit.result}")
+    rows = np.array(rows)
+    for low, high in ((0, 30), (30, 60), (60, 91)):
+        chosen = rows[(rows[:, 0] >= low) & (rows[:, 0] < high)]
+        if len(chosen):
+            print(
+                f"|yaw| {low}-{high}: n={len(chosen)} NME68 model {chosen[:, 1].mean():.3f} detector "
+                f"{chosen[:, 2].mean():.3f}; inner 51: {chosen[:, 3].mean():.3f} {chosen[:, 4].mean():.3f}"
+            )
+
+
+if __name__ == "__main__":
+    main()

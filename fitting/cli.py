@@ -1,0 +1,281 @@
+"""The `facefit` command: fit a photo, look at a model.
+
+Exit codes: 0 success, 1 the fit failed (what was computed is written all the same), 2 bad input.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+SUCCESS, FIT_FAILED, BAD_INPUT = 0, 1, 2
+
+app = tyro.extras.SubcommandApp()
+model_app = tyro.extras.SubcommandApp()
+
+
+class UsageError(ValueError):
+    """An option that cannot be understood."""
+
+
+@app.command(name="fit")
+def fit(
+    photo: Annotated[Path, tyro.conf.Positional],
+    /,
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    model: Path | None = None,
+    box: str | None = None,
+    landmarks: Path | None = None,
+    mask: Path | None = None,
+    focal_px: float | None = None,
+    all_faces: bool = False,
+) -> int:
+    """Fit the head model to one photo and write a riggable, textured head.
+
+    OUT receives fit.npz (vertices, landmarks, camera, coefficients), fit.json (settings, stages, energies),
+    mesh.obj and neutral.obj with a texture, head.glb (skeleton and 52 ARKit morph targets), render.png,
+    overlay.png and turntable.png.
+
+    Args:
+        photo: JPEG, PNG, TIFF, WebP or BMP.
+        out: Folder for the results; made if missing, written only when everything succeeded.
+        model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
+        box: Where the face is, as x0,y0,x1,y1 in photo pixels, if detection misses it or takes the wrong one.
+        landmarks: 68 iBUG landmarks: .pts (pixels from 1), .json or .npy (pixel centres at +0.5); NaN = hidden.
+            No detector is run then.
+        mask: Image of the photo's size: white where the photo may be used, black over hands, glasses, hair.
+        focal_px: Focal length in pixels of the photo, where known.
+        all_faces: Fit every detected face, largest first, into OUT/face_0, OUT/face_1, ...
+    """
+    began = time.perf_counter()
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False)
+    # Everything that can be wrong with the input is looked at before the slow libraries load.
+    from fitting.export import check_writable
+
+    check_writable(out)
+    region = _parse_box(box)
+    if focal_px is not None and not focal_px > 0:
+        raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
+    if landmarks is not None and (box is not None or all_faces):
+        raise UsageError("--landmarks states one face: it cannot be combined with --box or --all-faces.")
+
+    import numpy as np
+
+    import morphable
+    from fitting.detection import Face, detect_faces
+    from fitting.fit import Fitter
+    from fitting.observation import read_landmarks, read_mask, read_photo
+
+    with _stage(console, "reading the photo"):
+        picture = read_photo(photo)
+        allowed = None if mask is None else read_mask(mask, picture).astype(np.float32)
+        for note in picture.notes:
+            console.print(f"  {note}")
+    if landmarks is not None:
+        faces = [Face.from_landmarks(read_landmarks(landmarks, picture))]
+    else:
+        with _stage(console, "looking for faces"):
+            faces = detect_faces(picture, box=region, all_faces=all_faces)
+        described = ", ".join(f"{f.source} at {tuple(round(float(v)) for v in f.box)}" for f in faces)
+        console.print(f"  {described}")
+        for face in faces:
+            if face.truncated:
+                console.print("  the face is cut by the photo's border: what lies outside is the model's guess")
+    with _stage(console, "loading the model"):
+        fitter = Fitter(morphable.load(model))
+    failed = False
+    for index, face in enumerate(faces):
+        target = out / f"face_{index}" if all_faces else out
+        if len(faces) > 1:
+            console.print(f"face {index}:")
+        result = fitter.fit(picture, face, focal_px=focal_px, mask=allowed, progress=_Progress(console))
+        with _stage(console, f"writing {target}"):
+            options = {
+                "photo": str(photo),
+                "box": region,
+                "landmarks": None if landmarks is None else str(landmarks),
+                "mask": None if mask is None else str(mask),
+                "focal_px": focal_px,
+                **dataclasses.asdict(fitter.settings),
+            }
+            _write(target, result, picture, allowed, options, face, time.perf_counter() - began)
+        if result.result == "failed":
+            failed = True
+            console.print(f"[red]the fit failed[/red]: {result.reason}. Try --box, --landmarks or a larger image.")
+        else:
+            console.print(f"[green]{result.result}[/green]; see {target / 'overlay.png'} and {target / 'head.glb'}")
+    console.print(f"{time.perf_counter() - began:.1f} s")
+    return FIT_FAILED if failed else SUCCESS
+
+
+@model_app.command(name="info")
+def info(model: Annotated[Path | None, tyro.conf.Positional] = None, /) -> int:
+    """Say what a model holds, where it comes from and what its licence allows.
+
+    Args:
+        model: A model file. Default: the head that ships with facefit.
+    """
+    import numpy as np
+
+    import morphable
+
+    m = morphable.load(model)
+    p = m.provenance
+    low, high = np.asarray(m.mean).min(0), np.asarray(m.mean).max(0)
+    print(f"{p.name}\nlicence: {p.licence} ({p.licence_class})\nsha256: {p.sha256}")
+    print(f"vertices: {len(m.mean)}, triangles: {len(m.triangles)}, size of the mean: {(high - low).round(0)} mm")
+    print(f"identity: {m.shape.rank} components, {float((np.asarray(m.shape.sigma) ** 2).sum() ** 0.5):.2f} mm rms")
+    print(f"albedo: {m.albedo.rank} components\nresidual: {m.residual.shape[1]} modes x 3 axes (off by default)")
+    print(f"expression: {len(m.expression_names)} units: {', '.join(m.expression_names)}")
+    for name in m.part_names:
+        part = m.part(name)
+        print(f"part {name}: {len(part.vertices)} vertices, {len(part.triangles)} triangles")
+    print(f"masks: {', '.join(m.masks)}")
+    print("joints: " + (", ".join(m.rig.names) if m.rig else "none"))
+    for source in p.sources:
+        print(f"source: {source}")
+    return SUCCESS
+
+
+@model_app.command(name="sample")
+def sample(
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    model: Path | None = None,
+    count: int = 1,
+    seed: int = 0,
+    scale: float = 1.0,
+) -> int:
+    """Draw random people from a model and write each as a riggable GLB and a picture of them all.
+
+    Args:
+        out: Folder for sample_0.glb, ..., samples.png.
+        model: A model file. Default: the head that ships with facefit.
+        count: How many people.
+        seed: Of the random numbers; the same seed gives the same people.
+        scale: 1 draws from the population, 0 gives the mean, 2 caricatures.
+    """
+    from fitting.export import check_writable, output_folder, write_head_glb
+    from fitting.pictures import portraits
+    from fitting.texture_map import model_texture
+
+    if count < 1:
+        raise UsageError(f"--count: got {count}, expected at least 1.")
+    check_writable(out)
+    import jax
+    import numpy as np
+
+    import morphable
+
+    m = morphable.load(model)
+    keys = jax.random.split(jax.random.key(seed), 2)
+    identities = scale * np.asarray(jax.random.normal(keys[0], (count, m.shape.rank)))
+    albedos = scale * np.asarray(jax.random.normal(keys[1], (count, m.albedo.rank)))
+    with output_folder(out) as folder:
+        textures = []
+        for k, (identity, albedo) in enumerate(zip(identities, albedos, strict=True)):
+            textures.append(model_texture(m, albedo))
+            write_head_glb(folder / f"sample_{k}.glb", m, identity, texture=textures[-1])
+        portraits(m, identities, textures, folder / "samples.png")
+        np.savez(folder / "samples.npz", identity=identities, albedo=albedos)
+    print(f"{count} sample(s) in {out}")
+    return SUCCESS
+
+
+app.command(model_app, name="model", help="Look at a morphable model: info, sample.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `facefit` command."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("facefit").setLevel(logging.INFO)
+    try:
+        code = app.cli(prog="facefit", description="Fit riggable 3D head models to photos.", args=argv)
+    except ValueError as error:  # our own errors say what, got, expected, remedy
+        if not type(error).__module__.startswith(("fitting", "morphable", "renderer")):
+            raise
+        print(f"facefit: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("facefit: interrupted, nothing written", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or SUCCESS)
+
+
+def _parse_box(box: str | None) -> tuple[float, float, float, float] | None:
+    if box is None:
+        return None
+    remedy = "expected --box x0,y0,x1,y1 in photo pixels with x0 < x1 and y0 < y1, such as --box 120,80,340,360."
+    try:
+        x0, y0, x1, y1 = (float(v) for v in box.split(","))
+    except ValueError as error:
+        raise UsageError(f"--box: got {box!r}, {remedy}") from error
+    if not (x0 < x1 and y0 < y1):
+        raise UsageError(f"--box: got {box!r}, {remedy}")
+    return x0, y0, x1, y1
+
+
+def _write(target: Path, result, picture, allowed, options, face, elapsed: float) -> None:
+    import imageio.v3 as iio
+    import numpy as np
+
+    from fitting.export import fit_arrays, fit_record, output_folder, write_head_glb, write_obj
+    from fitting.pictures import overlay, render_over_photo, turntable
+    from fitting.texture_map import face_texture
+
+    model = result.model
+    began = time.perf_counter()
+    with output_folder(target) as folder:
+        np.savez_compressed(folder / "fit.npz", **fit_arrays([result]))
+        texture = face_texture(result, picture, mask=None if allowed is None else allowed > 0.5)
+        iio.imwrite(folder / "texture.png", texture)
+        triangles, uv = np.asarray(model.triangles), np.asarray(model.uv)
+        groups = {name: model.part(name).triangles for name in model.part_names}
+        for name, vertices in (("mesh", result.vertices), ("neutral", result.neutral_vertices)):
+            write_obj(folder / f"{name}.obj", vertices, triangles, uv, "texture.png", groups)
+        write_head_glb(folder / "head.glb", model, result.identity, texture=texture, camera=result.camera)
+        iio.imwrite(folder / "render.png", render_over_photo(result, picture, texture))
+        iio.imwrite(folder / "overlay.png", overlay(result, picture, texture))
+        iio.imwrite(folder / "turntable.png", turntable(result, texture))
+        timings = {"before_writing": elapsed, "writing": time.perf_counter() - began}
+        detection = {"source": face.source, "box": list(map(float, face.box)), "truncated": face.truncated}
+        record = fit_record(result, options, detection, picture.notes, timings)
+        (folder / "fit.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _stage(console, what: str) -> Iterator[None]:
+    began = time.perf_counter()
+    console.print(f"{what} ...")
+    yield
+    console.print(f"  [dim]{time.perf_counter() - began:.2f} s[/dim]")
+
+
+class _Progress:
+    """A line for each stage: its steps, and every term's energy before and after."""
+
+    def __init__(self, console):
+        self.console = console
+
+    def __call__(self, stage, number, count, record):
+        history = record["history"]
+        changes = [
+            f"{term} {history[0][term]:.1f}->{energy:.1f}" for term, energy in record["energies"].items() if energy > 0.05
+        ]
+        self.console.print(
+            f"stage {number + 1}/{count} {stage.name}: {record['steps']} of {stage.steps} steps, "
+            f"energy {sum(history[0].values()):.1f}->{sum(record['energies'].values()):.1f} "
+            f"[dim]({', '.join(changes)})[/dim]"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Laws of the photo's unwrapping into a colour map, on a synthetic head photographed by our own renderer."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+import pytest
+
+import fitting.texture_map as texture_map
+from fitting.fit import Fit, Settings
+from fitting.observation import Photo
+from fitting.texture_map import face_texture
+from morphable.colour import linear_to_srgb, srgb_to_linear
+from renderer.camera import Pinhole
+from renderer.light import ambient_white, sh_basis
+from renderer.render import render
+
+SIZE = 128
+
+
+@pytest.fixture(autouse=True)
+def small_crop(monkeypatch):
+    monkeypatch.setattr(texture_map, "_CROP", SIZE)
+
+
+def make_fit(model, light=None, yaw=0.0, offset=(0.0, 0.0)) -> Fit:
+    """A fit that is exactly right about a head 700 mm in front of a camera of 160 x 128 pixels."""
+    rotation = jaxlie.SO3.from_x_radians(jnp.pi) @ jaxlie.SO3.from_y_radians(jnp.deg2rad(yaw))
+    camera = Pinhole(
+        focal=jnp.array([420.0, 420.0]),
+        centre=jnp.array([64.0, 80.0]),
+        pose=jaxlie.SE3.from_rotation_and_translation(rotation, jnp.array([*offset, 700.0])),
+        height=160,
+        width=128,
+    )
+    units = len(model.expression_names)
+    return Fit(
+        model=model,
+        camera=camera,
+        identity=np.zeros(model.shape.rank, np.float32),
+        expression=np.zeros(units, np.float32),
+        albedo=np.zeros(model.albedo.rank, np.float32),
+        light=np.asarray(ambient_white() if light is None else light, np.float32),
+        detected=np.zeros((68, 2), np.float32),
+        source="test",
+        result="converged",
+        reason="",
+        energies={"landmarks": 1.0},
+        stages=[{"name": "pose", "steps": 3}],
+        timings={"solve": 0.1},
+        settings=Settings(),
+        hessian=np.zeros((1, 1), np.float32),
+    )
+
+
+def side_lamp() -> np.ndarray:
+    towards = sh_basis(jnp.array([-0.8, 0.0, -0.6]))
+    lamp = np.asarray(towards) / np.repeat([1.0, 2 / 3, 1 / 4], [1, 3, 5])
+    return np.asarray(0.5 * ambient_white()) + 0.7 * np.repeat(
+        (lamp / (np.asarray(towards) @ lamp))[:, None], 3, axis=1
+    )
+
+
+def painted(size: int = SIZE) -> np.ndarray:
+    """A smooth, asymmetric skin colour (sRGB-encoded) close to the tiny model's."""
+    v, u = np.meshgrid(np.linspace(0, 1, size), np.linspace(0, 1, size), indexing="ij")
+    wave = 0.06 * np.sin(5 * u + 1) + 0.05 * np.cos(7 * v)
+    return np.stack([0.62 + wave, 0.55 + wave, 0.5 + 0.5 * wave], axis=-1)
+
+
+def photograph(fit: Fit, texture: np.ndarray, background=(0.2, 0.3, 0.4)) -> Photo:
+    picture = render(fit.mesh, fit.camera, jnp.asarray(fit.light), srgb_to_linear(jnp.asarray(texture)))
+    behind = jnp.broadcast_to(jnp.asarray(background), picture.colour.shape)
+    encoded = np.asarray(linear_to_srgb(jnp.clip(picture.over(behind), 0, 1)))
+    return Photo(np.rint(255 * encoded).astype(np.uint8))
+
+
+def well_seen(fit: Fit, photo: Photo) -> np.ndarray:
+    """Texels that the unwrapping trusts nearly fully."""
+    layout = texture_map._layout(fit, fit.mesh, SIZE)
+    return texture_map._observe(fit, photo, fit.mesh, layout, SIZE, None)[1] > 0.9
+
+
+@pytest.mark.parametrize("light", [None, side_lamp()], ids=["ambient", "side lamp"])
+def test_a_photographed_texture_comes_back_without_its_light(tiny, light):
+    fit = make_fit(tiny, light)
+    truth = painted()
+    photo = photograph(fit, truth)
+    seen = well_seen(fit, photo)
+    assert seen.mean() > 0.2
+    got = face_texture(fit, photo, SIZE) / 255
+    error = np.abs(got - truth)[seen]
+    assert np.percentile(error, 95) < 0.03
+
+
+def test_background_never_enters(tiny):
+    fit = make_fit(tiny, yaw=35.0)
+    plain = face_texture(fit, photograph(fit, painted(), (0.3, 0.3, 0.3)), SIZE).astype(int)
+    magenta = face_texture(fit, photograph(fit, painted(), (1.0, 0.0, 1.0)), SIZE).astype(int)
+    assert np.abs(plain - magenta).max() <= 3
+
+
+def test_masked_pixels_never_enter(tiny):
+    fit = make_fit(tiny)
+    photo = photograph(fit, painted())
+    mask = np.ones(photo.pixels.shape[:2], bool)
+    mask[:, 74:] = False
+    spoilt = photo.pixels.copy()
+    spoilt[~mask] = (0, 255, 0)
+    expected = face_texture(fit, photo, SIZE, mask).astype(int)
+    got = face_texture(fit, Photo(spoilt), SIZE, mask).astype(int)
+    assert np.abs(got - expected)[:, : SIZE // 2].max() <= 2
+    greenness = got[..., 1] - got[..., [0, 2]].max(axis=2)
+    assert greenness.max() < 10
+
+
+def test_what_one_side_hides_is_taken_from_the_other(tiny):
+    model = tiny
+    fit = make_fit(model)
+    truth = painted()
+    truth = (truth + truth[:, ::-1]) / 2  # a symmetric face
+    mask = np.ones((160, 128), bool)
+    mask[:, 66:] = False
+    got = face_texture(fit, photograph(fit, truth), SIZE, mask) / 255
+    seen = well_seen(fit, photograph(fit, truth))
+    # Compared on the hidden half only, where the mirrored texel was well seen.
+    error = np.abs(got - truth)[seen & seen[:, ::-1]]
+    assert np.percentile(error, 90) < 0.03
+
+
+def test_outside_the_photo_the_map_is_the_models_albedo(tiny):
+    fit = make_fit(tiny, offset=(5000.0, 0.0))
+    photo = Photo(np.full((160, 128, 3), 200, np.uint8))
+    layout = texture_map._layout(fit, fit.mesh, SIZE)
+    got = face_texture(fit, photo, SIZE) / 255
+    expected = np.asarray(linear_to_srgb(jnp.asarray(layout.albedo)))
+    assert np.abs(got - expected)[layout.valid].max() < 0.01
+
+
+def test_gloss_and_cast_shadow_do_not_become_white_and_black_skin(tiny):
+    fit = make_fit(tiny)
+    truth = painted()
+    photo = photograph(fit, truth)
+    spoilt = photo.pixels.copy()
+    spoilt[60:72, 50:60] = 255
+    spoilt[84:120, 64:] //= 4
+    got = face_texture(fit, Photo(spoilt), SIZE) / 255
+    assert got.max() < 0.95
+    lit = face_texture(fit, photo, SIZE) / 255
+    seen = well_seen(fit, photo)
+    raw = np.abs(spoilt.astype(float) - photo.pixels).max() / 255
+    assert np.abs(got - lit)[seen].mean() < 0.25 * raw
+
+
+def test_continuation_keeps_what_is_known_and_reaches_everywhere():
+    rng = np.random.default_rng(0)
+    weight = np.zeros((48, 37), np.float32)
+    weight[10:20, 5:15] = 1
+    values = np.where(weight[..., None] > 0, rng.normal(size=(48, 37, 3)), 0).astype(np.float32)
+    got = texture_map._continue(values, weight, np.zeros(3, np.float32))
+    assert np.allclose(got[weight > 0], values[weight > 0], atol=1e-6)
+    low, high = values[weight > 0].min(axis=0), values[weight > 0].max(axis=0)
+    assert np.all(got >= np.minimum(low, 0) - 1e-5) and np.all(got <= np.maximum(high, 0) + 1e-5)
+    constant = texture_map._continue(np.where(weight[..., None] > 0, 0.7, 0.0), weight, np.zeros(3), fade=0.0)
+    assert np.allclose(constant, 0.7, atol=1e-5)
+
+
+def test_texture_follows_the_expression_of_the_photo(tiny):
+    fit = make_fit(tiny)
+    smiling = dataclasses.replace(fit, expression=np.asarray(tiny.weights(mouthSmileLeft=0.8)))
+    truth = painted()
+    photo = photograph(smiling, truth)
+    seen = well_seen(smiling, photo)
+    right = np.abs(face_texture(smiling, photo, SIZE) / 255 - truth)[seen].mean()
+    wrong = np.abs(face_texture(fit, photo, SIZE) / 255 - truth)[seen].mean()
+    assert right < 0.5 * wrong
