@@ -387,7 +387,11 @@ def read_landmarks(
     if points.shape == (1, LANDMARK_COUNT, 2):  # as fit.npz has them, for one photo
         points = points[0]
     if points.shape != (LANDMARK_COUNT, 2):
-        got = f"{len(points)} points" if points.ndim == 2 and points.shape[1] == 2 else f"an array of shape {points.shape}"
+        got = (
+            f"{len(points)} points"
+            if points.ndim == 2 and points.shape[1] == 2
+            else f"an array of shape {points.shape}"
+        )
         raise LandmarkError(
             f"{path}: got {got}, expected the {LANDMARK_COUNT} points of the iBUG scheme as x, y. Give points that "
             f"you do not have as {'nan nan' if suffix == '.pts' else 'null' if suffix == '.json' else 'NaN'}."

@@ -1,6 +1,7 @@
 """Pictures of a fit: over the photo, beside it, and the head by itself from five sides."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax.numpy as jnp
 import jaxlie
@@ -45,7 +46,7 @@ def render_over_photo(fit: Fit, photo: Photo, texture: Picture) -> Picture:
 def overlay(fit: Fit, photo: Photo, texture: Picture) -> Picture:
     """Photo, landmarks, the fit over the photo and its shape over the photo, side by side around the head."""
     size = _SIZES[0]
-    x0, y0, side = _head_box(fit, 1.15)
+    x0, y0, side = _head_box(fit, 1.2, neck=False)
     if not _touches((x0, y0, side), photo):
         x0, y0, side = 0, 0, max(photo.width, photo.height)
     box = (float(x0), float(y0), float(side), float(side))
@@ -65,13 +66,30 @@ def turntable(fit: Fit, texture: Picture, yaws: Sequence[float] = (-80.0, -40.0,
     size = _SIZES[0]
     mesh = _drawable(fit.model, fit.neutral_vertices)
     light = _studio_light()
-    background = np.broadcast_to(np.array(_PAPER, np.uint8), (size, size, 3))
     rows = []
     for albedo in (_linear(texture), _clay(texture)):
         cameras = [_portrait_camera(np.asarray(mesh.vertices), yaw, size) for yaw in yaws]
-        row = [_over(*_rendered(mesh, camera, light, albedo), background) for camera in cameras]
+        row = [_over(*_rendered(mesh, camera, light, albedo), _blank(size)) for camera in cameras]
         rows.append([tile[:, size // 10 : -(size // 10)] for tile in row])
     return _sheet(rows, tuple(f"{yaw:g}°" for yaw in yaws))
+
+
+def portraits(
+    model: MorphableModel, identities: Float[np.ndarray, "person rank"], textures: Sequence[Picture], path: str | Path
+) -> None:
+    """Write a picture of several neutral people, seen from the front and from 40 degrees."""
+    size, light = _SIZES[0], _studio_light()
+    columns = []
+    for identity, texture in zip(identities, textures, strict=True):
+        mesh = _drawable(model, model.neutral(jnp.asarray(identity, jnp.float32)))
+        cameras = [_portrait_camera(np.asarray(mesh.vertices), yaw, size) for yaw in (0.0, 40.0)]
+        columns.append([_over(*_rendered(mesh, c, light, _linear(texture)), _blank(size)) for c in cameras])
+    margin = size // 10
+    tiles = [tile[:, margin : size - margin] for column in columns for tile in column]
+    across = 2 * min(3, len(columns))
+    rows = [tiles[i : i + across] for i in range(0, len(tiles), across)]
+    rows[-1] = rows[-1] + [np.full_like(tiles[0], _PAPER)] * (across - len(rows[-1]))
+    Image.fromarray(_sheet(rows, ("",) * across)).save(path)
 
 
 def _render_square(fit: Fit, texture: Picture):
@@ -90,9 +108,12 @@ def _render_square(fit: Fit, texture: Picture):
     return layers[..., :3], np.clip(layers[..., 3], 0.0, 1.0), (x0, y0, side)
 
 
-def _head_box(fit: Fit, margin: float) -> tuple[int, int, int]:
+def _head_box(fit: Fit, margin: float, neck: bool = True) -> tuple[int, int, int]:
     """The square (x0, y0, side) around the projected head, in whole pixels of the photo."""
     pixels = np.asarray(fit.camera.project(jnp.asarray(fit.vertices)))
+    if not neck:
+        mean, chin = np.asarray(fit.model.mean), float(fit.model.landmarks(fit.model.mean)[8, 1])
+        pixels = pixels[mean[:, 1] > chin - 10.0]
     low, high = pixels.min(axis=0), pixels.max(axis=0)
     if not np.isfinite([low, high]).all():
         return 0, 0, max(fit.camera.width, fit.camera.height)
@@ -108,25 +129,21 @@ def _touches(box: tuple[int, int, int], photo: Photo) -> bool:
 
 
 def _drawable(model: MorphableModel, vertices) -> Mesh:
-    """The head as a viewer should see it: lashes are sheets, so they get a second, reversed side."""
+    """The head without its lashes: sheets of hairs, which drawn opaque look like thick paint."""
     triangles = np.asarray(model.triangles)
     lashes = [i for i, name in enumerate(model.part_names) if name.startswith("lashes")]
-    back = triangles[np.isin(np.asarray(model.part_of_vertex)[triangles[:, 0]], lashes)]
-    used, local = np.unique(back, return_inverse=True)
-    # Vertices of their own, for normals of their own.
-    reverse = (local.reshape(-1, 3) + len(model.uv))[:, ::-1]
-    vertices, uv = np.asarray(vertices), np.asarray(model.uv)
-    return Mesh(
-        jnp.asarray(np.concatenate([vertices, vertices[used]])),
-        jnp.asarray(np.concatenate([triangles, reverse]).astype(np.int32)),
-        jnp.asarray(np.concatenate([uv, uv[used]])),
-    )
+    kept = ~np.isin(np.asarray(model.part_of_vertex)[triangles[:, 0]], lashes)
+    return Mesh(jnp.asarray(vertices), jnp.asarray(triangles[kept]), model.uv)
 
 
 def _rendered(mesh: Mesh, camera: Pinhole, light, albedo):
     """Premultiplied linear colour and coverage."""
     picture = render(mesh, camera, jnp.asarray(light, jnp.float32), albedo, samples=2)
     return np.asarray(picture.colour), np.asarray(picture.coverage)
+
+
+def _blank(size: int) -> Picture:
+    return np.full((size, size, 3), _PAPER, np.uint8)
 
 
 def _linear(texture: Picture):

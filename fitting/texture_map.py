@@ -7,15 +7,18 @@ where it is 0 the map is the model's own albedo.
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
-from scipy.ndimage import distance_transform_edt, gaussian_filter, maximum_filter, minimum_filter
+from jaxtyping import Array, Bool, Float, UInt8
+from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter, uniform_filter
+from scipy.spatial import cKDTree
 
 from fitting.fit import Fit
 from fitting.observation import Photo, crop
 from morphable.colour import linear_to_srgb
 from morphable.mesh import Mesh
+from morphable.model import MorphableModel
 from renderer.light import sh_basis
 from renderer.rasterize import barycentrics, visibility
 from renderer.shade import interpolate, unit
@@ -24,6 +27,7 @@ from renderer.texture import dilate, sample_texture, texel_table, unwrap
 _CROP = 1024  # side of the square of the photo that is unwrapped; one size, so one compilation
 _DARK = 0.004  # added to both colours of a ratio: one step of an 8-bit photo, so that black is not minus infinity
 _SATURATED = 0.92  # linear; a channel at its end stop does not tell a colour
+_MASKS = ("face", "scalp", "ears", "interior", "lids", "lips", "brows", "beard", "iris", "sclera")
 
 Map = Float[np.ndarray, "row column"]
 ColourMap = Float[np.ndarray, "row column 3"]
@@ -33,11 +37,12 @@ class _Layout(NamedTuple):
     """What lies under each texel of the map, and what the fit expects the photo to show there."""
 
     valid: Bool[np.ndarray, "row column"]
-    skin: Bool[np.ndarray, "row column"]
-    albedo: ColourMap  # linear
+    skin: Map  # 1 on the skin, 0 on eyes, teeth, tongue, lashes
+    albedo: ColourMap  # linear, the fit's
+    plain: ColourMap  # the same, with skin in place of brows and lips, which the photo may have elsewhere
     shade: ColourMap
     masks: dict[str, Map]
-    near_face: Map  # 1 on the front of the face, falling to 0 behind it
+    near_face: Map  # 1 on the front of the face, falling to 0 behind and below it
     mirror_uv: Float[np.ndarray, "row column 2"]
 
 
@@ -47,87 +52,119 @@ def face_texture(
     """Diffuse colour (sRGB-encoded) of the fitted head, from the photo where it shows the skin well.
 
     Texels seen at a slant, near an outline, behind something or outside `mask` (true where the photo may be used) are
-    filled from the other side of the face, then by continuing the colours around them; eyes, teeth, tongue and lashes
-    are the model's, with the irises tinted like the photo's.
+    filled from the other side of the face, then by continuing the colours around them. Eyes, teeth, tongue and lashes
+    are the model's, the eyes as bright as in the photo.
     """
     mesh = fit.mesh
-    layout = _layout(fit, mesh, size)
-    ratio, trust = _observe(fit, photo, mesh, layout, size, mask)
-    if ratio is None or trust.max() < 0.05:  # the head lies outside the photo: nothing to take from it
-        colour = layout.albedo
-    else:
-        colour = layout.albedo * np.exp(_complete(ratio, trust, layout))
-    colour = dilate(np.clip(colour, 0.0, 1.0), layout.valid)
-    return np.rint(255 * np.asarray(linear_to_srgb(jnp.asarray(colour)))).astype(np.uint8)
+    layout = _layout(fit.model, mesh, np.asarray(fit.camera.rotation), fit.light, size)
+    ratio, trust = _observe(fit, photo, mesh, layout, mask)
+    if trust.max() < 0.05:  # the head lies outside the photo: nothing to take from it
+        return _finish(layout.albedo, layout.valid)
+    return _finish(layout.plain * np.exp(_complete(ratio, trust, layout)), layout.valid)
 
 
-def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
-    model = fit.model
-    table = texel_table(mesh.uv, mesh.triangles, size)
-    names = ("face", "scalp", "ears", "interior", "lids", "lips", "brows", "beard", "iris")
+def model_texture(
+    model: MorphableModel, albedo: Float[np.ndarray, " rank"], size: int = 1024
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The model's own albedo as a map, sRGB-encoded."""
+    linear = model.albedo_linear(jnp.asarray(albedo))
+    table = texel_table(model.uv, model.triangles, size)
+    colour = np.asarray(interpolate(linear, model.triangles, *table))
+    return _finish(colour, np.asarray(table.triangle_ids) >= 0)
+
+
+def _finish(colour: ColourMap, valid: Bool[np.ndarray, "row column"]) -> UInt8[np.ndarray, "row column 3"]:
+    encoded = np.asarray(linear_to_srgb(jnp.clip(jnp.asarray(colour), 0.0, 1.0)))
+    return np.rint(255 * dilate(encoded, valid)).astype(np.uint8)
+
+
+def _layout(model: MorphableModel, mesh: Mesh, rotation, light, size: int) -> _Layout:
     count = len(mesh.vertices)
     skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
-    masks = {name: np.asarray(model.masks.get(name, jnp.zeros(count))) for name in names}
+    masks = {name: np.asarray(model.masks.get(name, jnp.zeros(count)), np.float32) for name in _MASKS}
     if "face" not in model.masks:
         masks["face"] = skin.astype(np.float32)
-    normals = jnp.matmul(mesh.normals, fit.camera.rotation.T)
-    columns = [
-        mesh.albedo,
-        normals,
-        mesh.uv[model.mirror],
-        jnp.asarray(skin, jnp.float32)[:, None],
-        jnp.asarray(_near(np.asarray(model.mean), (masks["face"] > 0.5) & skin))[:, None],
-        *(jnp.asarray(masks[name], jnp.float32)[:, None] for name in names),
-    ]
-    flat = np.asarray(interpolate(jnp.concatenate(columns, axis=1), mesh.triangles, *table))
-    shade = sh_basis(unit(jnp.asarray(flat[..., 3:6]))) @ jnp.asarray(fit.light)
-    shade = np.asarray(shade)
-    # The least light that the fit may claim: dividing by less would amplify noise and shadows it did not model.
-    floor = 0.15 * np.percentile(shade[flat[..., 9] > 0], 90, axis=0)
+    per_vertex = jnp.stack([jnp.asarray(v) for v in (skin, _near_face(model, masks, skin), *masks.values())], axis=1)
+    ids, flat = _texels(mesh, model.mirror, jnp.asarray(rotation), jnp.asarray(light), per_vertex, size)
+    flat = np.asarray(flat)
+    named = {name: flat[..., 10 + k] for k, name in enumerate(masks)}
+    albedo = np.maximum(flat[..., :3], 1e-3)
+    featured = np.clip(4.0 * (named["brows"] + named["lips"]), 0.0, 1.0)
+    filled = _continue(albedo, flat[..., 8] * (1.0 - featured), np.zeros(3, np.float32), fade=0.0)
     return _Layout(
-        valid=np.asarray(table.triangle_ids) >= 0,
-        skin=flat[..., 8] > 0.5,
-        albedo=np.maximum(flat[..., :3], 1e-3),
-        shade=np.maximum(shade, np.maximum(floor, 1e-3)),
-        masks={name: flat[..., 10 + i] for i, name in enumerate(names)},
+        valid=np.asarray(ids) >= 0,
+        skin=flat[..., 8],
+        albedo=albedo,
+        plain=albedo + featured[..., None] * (filled - albedo),
+        shade=_credible(flat[..., 3:6], flat[..., 9], named["scalp"]),
+        masks=named,
         near_face=flat[..., 9],
         mirror_uv=flat[..., 6:8],
     )
 
 
-def _near(points: Float[np.ndarray, "vertex 3"], inside: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:
-    """1 at the vertices of a region, falling smoothly to 0 at 30 mm from it."""
-    from scipy.spatial import cKDTree
-
-    distance, _ = cKDTree(points[inside]).query(points)
-    return (1.0 - _step(distance, 0.0, 30.0)).astype(np.float32)
-
-
-def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below low, 1 above high, smooth between (Hermite)."""
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+@eqx.filter_jit
+def _texels(mesh: Mesh, mirror, rotation, light, per_vertex: Float[Array, "vertex column"], size: int):
+    """Triangle id, then albedo (3), shade (3), mirrored uv (2) and the given columns of each texel."""
+    table = texel_table(mesh.uv, mesh.triangles, size)
+    normals = jnp.matmul(mesh.normals, rotation.T, precision="highest")
+    columns = jnp.concatenate([mesh.albedo, normals, mesh.uv[mirror], per_vertex], axis=1)
+    flat = interpolate(columns, mesh.triangles, *table)
+    shade = sh_basis(unit(flat[..., 3:6])) @ light
+    return table.triangle_ids, jnp.concatenate([flat[..., :3], shade, flat[..., 6:]], axis=-1)
 
 
-def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, size: int, mask) -> tuple[ColourMap | None, Map]:
-    """Logarithm of what the photo shows over what the fit predicts, and how far it can be trusted (0 to 1)."""
-    model = fit.model
-    # Lashes would hide the skin behind them, and are too thin to be placed to the pixel anyway.
-    lashes = [i for i, name in enumerate(model.part_names) if name.startswith("lashes")]
-    kept = ~np.isin(np.asarray(model.part_of_vertex)[np.asarray(mesh.triangles)[:, 0]], lashes)
-    bare = Mesh(mesh.vertices, mesh.triangles[np.flatnonzero(kept)], mesh.uv)
+def _near_face(model: MorphableModel, masks, skin: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:
+    """How far the photo may be believed to show skin or hair: clothes and background begin behind and below."""
+    points = np.asarray(model.mean)
+    to_face, _ = cKDTree(points[(masks["face"] > 0.5) & skin]).query(points)
+    jaw = np.asarray(model.landmarks(model.mean))[:17]
+    order = np.argsort(jaw[:, 2])
+    above_jaw = points[:, 1] - np.interp(points[:, 2], jaw[order, 2], jaw[order, 1])
+    front = (1.0 - _step(to_face, 0.0, 12.0)) * _step(above_jaw, -14.0, -2.0)
+    hair = masks["scalp"] * (1.0 - _step(to_face, 10.0, 70.0))
+    return np.maximum(front, hair) * (1.0 - masks["ears"]) * (1.0 - masks["interior"]) * skin
 
+
+def _credible(shade: ColourMap, face: Map, scalp: Map) -> ColourMap:
+    """The fitted shade where it can be divided by: not too dark, and grey where it is dark.
+
+    A fit knows the light from the face's front only; on its sides spherical harmonics fall to anything, and dividing
+    by that would blow up noise into colours. Hair does not have the scalp's normals, so it gets half the contrast.
+    """
+    brightness = shade.mean(axis=2, keepdims=True)
+    seen = shade[face > 0.5]
+    usual = np.percentile(seen, 75, axis=0) if len(seen) else shade.mean(axis=(0, 1))
+    level = usual.mean()
+    raised = 0.5 * (brightness + np.sqrt(brightness**2 + (0.5 * level) ** 2))
+    certain = _step(brightness, 0.2 * level, 0.7 * level)
+    colour = certain * shade / np.maximum(brightness, 1e-3) + (1.0 - certain) * usual / level
+    flat = (raised / level) ** (-0.5 * scalp[..., None])
+    return np.maximum(colour * raised * flat, 1e-3)
+
+
+def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple[ColourMap, Map]:
+    """Logarithm of what the photo shows over what the fit predicts, and how far it can be trusted (0 to 1).
+
+    Beyond the skin, the ratio (at trust 0) also covers what is visible of the eyes.
+    """
+    model, size = fit.model, len(layout.valid)
+    nothing = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.float32)
     front = np.asarray(model.masks["face"] > 0.5) if "face" in model.masks else slice(None)
     pixels = np.asarray(fit.camera.project(mesh.vertices))[front]
     low, high = pixels.min(axis=0), pixels.max(axis=0)
     side = 1.3 * max(float((high - low).max()), 4.0)
-    x0, y0 = (low + high) / 2 - side / 2
+    x0, y0 = (float(v) for v in (low + high) / 2 - side / 2)
     if not (x0 < photo.width and y0 < photo.height and x0 + side > 0 and y0 + side > 0):
-        return None, np.zeros((size, size), np.float32)
-    box = (float(x0), float(y0), side, side)
+        return nothing
+    box = (x0, y0, side, side)
     camera = fit.camera.crop(box, _CROP, _CROP)
     picture, inside = photo.crop_linear(box, _CROP)
 
+    # Lashes would hide the skin behind them, and are too thin to be placed to the pixel anyway.
+    lashes = [i for i, name in enumerate(model.part_names) if name.startswith("lashes")]
+    kept = ~np.isin(np.asarray(model.part_of_vertex)[np.asarray(mesh.triangles)[:, 0]], lashes)
+    bare = Mesh(mesh.vertices, mesh.triangles[np.flatnonzero(kept)], mesh.uv)
     usable = inside.astype(np.float32)
     if mask is not None:
         usable *= crop(mask, box, _CROP)
@@ -137,12 +174,11 @@ def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, size: int, mas
 
     colour, cosine = (np.asarray(a) for a in unwrap(jnp.asarray(picture), bare, camera, size))
     gauges = np.asarray(unwrap(jnp.asarray(gauges), bare, camera, size)[0])
-    trust = _step(cosine, 0.15, 0.6) * _step(gauges[..., 0], 0.5, 1.0) * gauges[..., 1]
-    trust = trust * (0.15 + 0.85 * gauges[..., 2]) * layout.skin * layout.near_face
-    for name in ("ears", "interior"):
-        trust = trust * (1.0 - layout.masks[name])
-    ratio = np.log((colour + _DARK) / (layout.albedo * layout.shade + _DARK))
-    return np.where(trust[..., None] > 0, ratio, 0.0), trust.astype(np.float32)
+    ratio = np.log((colour + _DARK) / (layout.plain * layout.shade + _DARK))
+    ratio = np.where(cosine[..., None] > 0, ratio, 0.0)
+    trust = _step(cosine, 0.2, 0.65) * _step(gauges[..., 0], 0.5, 1.0) * gauges[..., 1]
+    trust = trust * (0.15 + 0.85 * gauges[..., 2]) * layout.near_face
+    return ratio, (trust * _looks_like_skin(ratio, trust, layout)).astype(np.float32)
 
 
 def _clearance(mesh: Mesh, camera, pixels_per_mm: float) -> Map:
@@ -155,24 +191,48 @@ def _clearance(mesh: Mesh, camera, pixels_per_mm: float) -> Map:
     to_background = distance_transform_edt(covered) / pixels_per_mm
     jump = maximum_filter(depth, 3) - minimum_filter(np.where(covered, depth, np.inf), 3) > 5.0
     to_jump = distance_transform_edt(~jump) / pixels_per_mm
-    return (_step(to_background, 2.0, 9.0) * _step(to_jump, 0.5, 2.5)).astype(np.float32)
+    return (_step(to_background, 3.0, 12.0) * _step(to_jump, 0.5, 2.5)).astype(np.float32)
+
+
+def _looks_like_skin(ratio: ColourMap, trust: Map, layout: _Layout) -> Map:
+    """0 on lips and lids where the photo shows teeth, the dark of the mouth, the white of an eye, an iris or lashes.
+
+    A fit's mouth and eyes are never open exactly as far as the photo's. Skin is redder than teeth and eyeballs.
+    """
+    tone = _tone(ratio, trust, layout)
+    difference = ratio - tone
+    redness = difference[..., 0] - difference[..., 1]
+    brightness = difference.mean(axis=2)
+    lids = np.clip(3.0 * _blur(layout.masks["lids"], 0.008), 0.0, 1.0)
+    lips = np.clip(3.0 * _blur(layout.masks["lips"], 0.004), 0.0, 1.0)
+    pale = 1.0 - _step(redness, -0.3, -0.12)
+    lid_like = (1.0 - pale) * _step(brightness, -0.75, -0.45)
+    lip_like = (1.0 - pale) * _step(brightness, -1.5, -1.0)
+    unlike = 1.0 - (1.0 - lids * (1.0 - lid_like)) * (1.0 - lips * (1.0 - lip_like))
+    return 1.0 - np.clip(4.0 * _blur(unlike, 0.003) - 0.4, 0.0, 1.0)
 
 
 def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
-    """The ratio over the whole head: observed, mirrored, continued."""
+    """The ratio to `plain` over the whole head: observed, mirrored, continued; the model's own on all but skin."""
+    masks = layout.masks
     tone = _tone(ratio, trust, layout)
-    ratio = tone + _limit(ratio - tone, layout)
+    eyes = _eye_brightness(ratio, layout)
+    ratio = tone + _limit(ratio - tone, trust, layout)
     mirrored, mirror_trust = _sample(ratio, trust, layout.mirror_uv)
-    mirror_trust = np.where(layout.skin, mirror_trust, 0.0) * (1.0 - trust)
+    mirror_trust = layout.skin * mirror_trust * (1.0 - trust)
     total = trust + mirror_trust
     both = (ratio * trust[..., None] + mirrored * mirror_trust[..., None]) / np.maximum(total, 1e-6)[..., None]
-    hair = layout.masks["scalp"] * layout.skin
-    beyond = _continue(both, total * (1.0 - hair), tone)
-    above = _continue(both, total * hair, beyond)
-    beyond = beyond + hair[..., None] * (above - beyond)
+    hair = _blur(masks["scalp"], 0.02) * (1.0 - masks["ears"]) * layout.skin
+    # What no photo shows has the model's brows and lips.
+    features = np.log(layout.albedo / layout.plain)
+    featured = np.clip(4.0 * (masks["brows"] + masks["lips"]), 0.0, 1.0)
+    beyond = _continue(both, total * (1.0 - hair) * (1.0 - featured), tone, fade=0.1)
+    beyond = beyond + masks["ears"][..., None] * (tone - beyond)
+    above = _continue(both, total * hair, beyond, fade=0.002)
+    beyond = beyond + hair[..., None] * (above - beyond) + features
     whole = beyond + np.clip(total, 0.0, 1.0)[..., None] * (both - beyond)
-    inside = (layout.skin * (1.0 - layout.masks["interior"]))[..., None]
-    return whole * inside
+    outer = (layout.skin * (1.0 - masks["interior"]))[..., None]
+    return whole * outer + (1.0 - outer) * features + eyes[..., None]
 
 
 def _tone(ratio: ColourMap, trust: Map, layout: _Layout) -> Float[np.ndarray, "3"]:
@@ -181,22 +241,33 @@ def _tone(ratio: ColourMap, trust: Map, layout: _Layout) -> Float[np.ndarray, "3
     plain = (trust > 0.5) & (m["lips"] + m["brows"] + m["scalp"] + m["beard"] + m["lids"] < 0.2)
     if plain.sum() < 100:
         plain = trust > 0.3 * trust.max()
+    if not plain.any():
+        return np.zeros(3, np.float32)
     return np.median(ratio[plain], axis=0)
 
 
-def _limit(ratio: ColourMap, layout: _Layout) -> ColourMap:
+def _eye_brightness(ratio: ColourMap, layout: _Layout) -> Map:
+    """How much darker the eyeballs are in the photo than the model's, mostly by the lids' shadow on them."""
+    seen = (np.abs(ratio).sum(axis=2) > 0) & (layout.masks["sclera"] > 0.5)
+    if seen.sum() < 20:
+        return np.zeros_like(layout.skin)
+    change = float(np.clip(np.median(ratio[seen].mean(axis=1)), -0.5, 0.0))
+    return change * np.clip(layout.masks["sclera"] + layout.masks["iris"], 0.0, 1.0) * (1.0 - layout.skin)
+
+
+def _limit(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     """The ratio with its extremes drawn in: gloss is not white skin, and a cast shadow not dark skin.
 
-    Only brightness is limited, so that colours stay; broad differences more than details such as brows and nostrils.
+    Broad differences of brightness are limited more than details such as brows and nostrils.
     """
     brightness = ratio.mean(axis=2)
-    known = (np.abs(ratio).sum(axis=2) > 0).astype(np.float32)
-    sigma = 0.03 * len(ratio)
-    broad = gaussian_filter(brightness * known, sigma) / np.maximum(gaussian_filter(known, sigma), 1e-3)
+    known = (trust > 0.02).astype(np.float32)
+    broad = _blur(brightness * known, 0.03) / np.maximum(_blur(known, 0.03), 1e-3)
     detail = brightness - broad
     skin = 1.0 - np.clip(layout.masks["scalp"] + layout.masks["beard"], 0.0, 1.0)
-    limited_broad = skin * _knee(broad, 0.35, 0.35) + (1.0 - skin) * _knee(broad, 0.35, 2.0)
-    return ratio + (limited_broad + _knee(detail, 0.25, 2.5) - brightness)[..., None]
+    limited = skin * _knee(broad, 0.35, 0.35) + (1.0 - skin) * _knee(broad, 0.35, 2.0)
+    colour = ratio - brightness[..., None]
+    return (limited + _knee(detail, 0.25, 2.5))[..., None] + _knee(colour, 0.4, 0.4)
 
 
 def _knee(x: np.ndarray, high: float, low: float) -> np.ndarray:
@@ -207,8 +278,25 @@ def _knee(x: np.ndarray, high: float, low: float) -> np.ndarray:
 def _sample(ratio: ColourMap, trust: Map, uv: Float[np.ndarray, "row column 2"]) -> tuple[ColourMap, Map]:
     """A weighted map looked up elsewhere; texels of no weight do not leak into their neighbours."""
     packed = np.concatenate([ratio * trust[..., None], trust[..., None]], axis=2)
-    found = np.asarray(sample_texture(jnp.asarray(packed), jnp.asarray(uv)))
+    found = np.asarray(_look_up(jnp.asarray(packed), jnp.asarray(uv)))
     return found[..., :3] / np.maximum(found[..., 3:], 1e-6), found[..., 3]
+
+
+_look_up = eqx.filter_jit(sample_texture)
+
+
+def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """0 below low, 1 above high, smooth between (Hermite)."""
+    t = np.clip((x - low) / (high - low), 0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
+def _blur(values: Map, sigma: float) -> Map:
+    """A Gaussian blur; sigma in sides of the map. Three running means, whose cost does not grow with sigma."""
+    width = max(1, round(2 * sigma * values.shape[0]))  # three of them have variance (w^2 - 1) / 4
+    for _ in range(3):
+        values = uniform_filter(values, width, mode="nearest")
+    return values
 
 
 def _continue(values: ColourMap, weight: Map, prior: np.ndarray, fade: float = 0.02) -> ColourMap:

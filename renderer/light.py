@@ -60,5 +60,5 @@ def solve_light(
     penalty = jnp.asarray(np.repeat([0.0, 1.0], [1, 8]), basis.dtype) * ridge
     # The last term only matters where there is no weight at all: the matrix stays invertible, the light zero.
     diagonal = scale[:, None] * (penalty[None] + 1e-7) + 1e-12
-    coefficients = jnp.linalg.solve(normal_matrix + jnp.eye(9) * diagonal[:, :, None], right[:, :, None])
+    coefficients = jnp.linalg.solve(normal_matrix + jnp.eye(9)[None] * diagonal[:, :, None], right[:, :, None])
     return jnp.transpose(coefficients[:, :, 0])

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from renderer import Pinhole
+from renderer import Pinhole, WeakPerspective
 
 POINTS = jnp.asarray(np.random.default_rng(0).uniform(-100, 100, (20, 3)), jnp.float32)
 
@@ -82,3 +82,10 @@ def test_towards_camera(camera):
     reach = points + directions * jnp.linalg.norm(points, axis=1, keepdims=True)
     assert np.allclose(reach, 0, atol=1e-3)
     assert np.allclose(camera.to_weak_perspective().towards_camera(points), [0, 0, -1])
+
+
+def test_one_scale_serves_both_axes(camera):
+    pose, centre = camera.pose, camera.centre
+    one = WeakPerspective(scale=2.0, centre=centre, pose=pose, height=40, width=48)
+    two = WeakPerspective(scale=jnp.array([2.0, 2.0]), centre=centre, pose=pose, height=40, width=48)
+    assert np.array_equal(one.project(POINTS), two.project(POINTS))

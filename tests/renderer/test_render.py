@@ -45,7 +45,7 @@ def test_buffers_describe_the_surface(coloured, camera, weak):
     points = jnp.sum(corners * picture.barycentrics[row, column][:, :, None], axis=1)
     assert np.allclose(points[:, 2], picture.depth[row, column], atol=1e-2)
     assert np.allclose(camera.project_camera(points), np.stack([column, row], 1) + 0.5, atol=1e-2)
-    radial = (points - camera.pose.translation()) / 100
+    radial = (points - camera.pose.translation()[None]) / 100
     assert np.all(np.sum(radial * picture.normals[row, column], axis=1) > 0.97)
     assert np.allclose(
         picture.colour[row, column],

