@@ -10,6 +10,7 @@ import jaxlie
 import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
+from threadpoolctl import threadpool_limits
 
 import fitting.compilation as compilation
 from fitting.detection import Face, LandmarkNoise
@@ -32,7 +33,7 @@ class Settings:
 
     image_size: int = 256  # side of the square crop that is fitted
     crop_factor: float = 1.7  # side of the crop over the larger side of the landmarks' box
-    blur_px: tuple[float, ...] = (3.0, 1.5, 0.7)  # of the pyramid's levels, in pixels of the crop
+    blur_px: tuple[float, ...] = (3.0, 1.5)  # of the pyramid's levels, in pixels of the crop
     skin_blocks: int = 8  # of 512 skin samples that are prepared
     jaw_along_mm: float = 15.0  # how freely jaw points slide
     expression_sigma: float = 0.25  # of blendshape weights
@@ -137,15 +138,17 @@ class Fitter:
         ready = time.perf_counter()
         rows = [stage.row(parameters.layout, self.solver_model.free_units) for stage in stages]
         records, solution = [], None
-        for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
-            solution = run_stage(problem, parameters, row)
-            finite = bool(solution.finite)
-            records.append(_record(stage, solution))
-            if progress is not None:
-                progress(stage, number, len(stages), records[-1])
-            if not finite:
-                break
-            parameters = solution.face
+        # LAPACK's own threads spin between the small factorisations and take the cores that XLA needs.
+        with threadpool_limits(1, user_api="blas"):
+            for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
+                solution = run_stage(problem, parameters, row)
+                finite = bool(solution.finite)
+                records.append(_record(stage, solution))
+                if progress is not None:
+                    progress(stage, number, len(stages), records[-1])
+                if not finite:
+                    break
+                parameters = solution.face
         if solution is None:
             raise ValueError("fit: got an empty plan, expected at least one stage; see coarse_to_fine().")
         done = time.perf_counter()

@@ -326,7 +326,7 @@ def _colour_transform(image: Any, notes: list[str]) -> Any:
     from PIL import ImageCms
 
     source_mode = {"LA": "L", "La": "L", "1": "L", "P": "RGB", "PA": "RGB", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB"}
-    mode = source_mode.get(image.mode, image.mode)
+    mode = str(source_mode.get(image.mode, image.mode))
     try:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
         name = ImageCms.getProfileDescription(profile).strip()
@@ -387,11 +387,8 @@ def read_landmarks(
     if points.shape == (1, LANDMARK_COUNT, 2):  # as fit.npz has them, for one photo
         points = points[0]
     if points.shape != (LANDMARK_COUNT, 2):
-        got = (
-            f"{len(points)} points"
-            if points.ndim == 2 and points.shape[1] == 2
-            else f"an array of shape {points.shape}"
-        )
+        pairs = points.ndim == 2 and points.shape[1] == 2
+        got = f"{len(points)} points" if pairs else f"an array of shape {points.shape}"
         raise LandmarkError(
             f"{path}: got {got}, expected the {LANDMARK_COUNT} points of the iBUG scheme as x, y. Give points that "
             f"you do not have as {'nan nan' if suffix == '.pts' else 'null' if suffix == '.json' else 'NaN'}."
@@ -446,7 +443,8 @@ def _read_json(path: Path) -> Float[np.ndarray, "..."]:
         keys = [key for key in ("landmarks2d", "landmarks") if key in data]
         if not keys:
             raise LandmarkError(
-                f"{path}: got an object with the keys {sorted(data)[:8]}, expected 'landmarks2d' or 'landmarks'. Rename one."
+                f"{path}: got an object with the keys {sorted(data)[:8]}, expected 'landmarks2d' or 'landmarks'. "
+                "Rename one."
             )
         data = data[keys[0]]
     if isinstance(data, list) and len(data) == 1 and isinstance(data[0], list):
@@ -481,17 +479,17 @@ def _read_npy(path: Path) -> Float[np.ndarray, "..."]:
 def _check_landmarks(
     points: Float[np.ndarray, "68 2"], path: Path, photo: Photo | None, min_points: int, min_inner_points: int
 ) -> None:
-    if (~np.isfinite(points) & ~np.isnan(points)).any() or (np.isnan(points).sum(axis=1) == 1).any():
-        row = int(np.flatnonzero(~np.isfinite(points).all(axis=1) & ~np.isnan(points).all(axis=1))[0])
+    finite, hidden = np.isfinite(points).all(axis=1), np.isnan(points).all(axis=1)
+    if not (finite | hidden).all():
+        row = int(np.argmin(finite | hidden))
         raise LandmarkError(
             f"{path}: point {row} is {points[row].tolist()}, expected two finite numbers, or two NaN if it is hidden."
         )
-    finite = np.isfinite(points).all(axis=1)
     inner = int(finite[INNER_LANDMARKS].sum())
     if finite.sum() < min_points or inner < min_inner_points:
         raise LandmarkError(
-            f"{path}: got {finite.sum()} finite points, {inner} of them on brows, nose, eyes and mouth, expected at least "
-            f"{min_points} and {min_inner_points}. Mark more points; the corners of eyes and mouth and the nose tip help most."
+            f"{path}: got {finite.sum()} finite points, {inner} of them on brows, nose, eyes and mouth, expected at "
+            f"least {min_points} and {min_inner_points}. Mark more: corners of eyes and mouth, and the tip of the nose."
         )
     seen = points[finite]
     extent = float(np.ptp(seen, axis=0).max())
@@ -506,6 +504,6 @@ def _check_landmarks(
         if outside.any():
             far = seen[outside][0].round(1).tolist()
             raise LandmarkError(
-                f"{path}: {outside.sum()} points such as {far} lie far outside the photo of {photo.width} x {photo.height} "
-                f"pixels, expected pixels of {photo.path} as displayed. Are they of another copy or scale of it?"
+                f"{path}: {outside.sum()} points such as {far} lie far outside the photo, expected pixels of "
+                f"{photo.path} ({photo.width} x {photo.height}) as displayed. Are they of another copy or scale of it?"
             )

@@ -81,11 +81,19 @@ def coarse_to_fine() -> tuple[Stage, ...]:
     """The default plan: pose, landmarks, then the photo from blurred to sharp with more components and samples."""
     return (
         Stage("pose", ("pose",), 4),
-        Stage("landmarks", SHAPE, 10),
-        Stage("colour", ("albedo", "light"), 3, True, 0, 2, albedo_components=10, relight=True),
-        Stage("photo, coarse", EVERYTHING, 3, True, 0, 2, identity_components=40, albedo_components=20),
-        Stage("photo, middle", EVERYTHING, 3, True, 1, 4, identity_components=70, albedo_components=40),
-        Stage("photo, fine", EVERYTHING, 3, True, 2, 6),
+        Stage("landmarks", SHAPE, 8),
+        Stage(
+            "photo, coarse",
+            EVERYTHING,
+            3,
+            photometric=True,
+            level=0,
+            blocks=2,
+            identity_components=40,
+            albedo_components=20,
+            relight=True,
+        ),
+        Stage("photo, fine", EVERYTHING, 3, photometric=True, level=1, blocks=4),
     )
 
 
@@ -155,16 +163,12 @@ def light_sigma() -> Float[Array, " 27"]:
 def run_stage(problem: Problem, face: FaceParameters, row: StageRow) -> Solution:
     """Run one stage. Compiled once per model and image size: the stage is data."""
     total = problem.model.skin.geometry.shape[0]
-    unseen = lambda: (jnp.zeros((total, BLOCK)), face.light)  # noqa: E731
-
-    def look():
-        visible = visible_samples(problem, face)
-        term = problem.terms(row, visible)[2]
-        return visible, jnp.where(row.relight > 0, term.light(face, light_sigma()), face.light)
-
-    visible, light = lax.cond(row.photometric > 0, look, unseen)
+    visible = lax.cond(
+        row.photometric > 0, lambda: visible_samples(problem, face), lambda: jnp.zeros((total, BLOCK))
+    )
+    terms = problem.terms(row, visible)
+    light = lax.cond(row.relight > 0, lambda: terms[2].light(face, light_sigma()), lambda: face.light)
     face = eqx.tree_at(lambda f: f.light, face, light)
-    terms = problem.terms(row, lax.stop_gradient(visible))
 
     def linearise(at: FaceParameters) -> tuple[Quadratic, Float[Array, " term"]]:
         parts = [term.linearise(at) for term in terms]

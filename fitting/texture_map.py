@@ -56,7 +56,7 @@ def face_texture(
     are the model's, the eyes as bright as in the photo.
     """
     mesh = fit.mesh
-    layout = _layout(fit.model, mesh, np.asarray(fit.camera.rotation), fit.light, size)
+    layout = _layout(fit, mesh, size)
     ratio, trust = _observe(fit, photo, mesh, layout, mask)
     if trust.max() < 0.05:  # the head lies outside the photo: nothing to take from it
         return _finish(layout.albedo, layout.valid)
@@ -78,14 +78,15 @@ def _finish(colour: ColourMap, valid: Bool[np.ndarray, "row column"]) -> UInt8[n
     return np.rint(255 * dilate(encoded, valid)).astype(np.uint8)
 
 
-def _layout(model: MorphableModel, mesh: Mesh, rotation, light, size: int) -> _Layout:
+def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
+    model = fit.model
     count = len(mesh.vertices)
     skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
     masks = {name: np.asarray(model.masks.get(name, jnp.zeros(count)), np.float32) for name in _MASKS}
     if "face" not in model.masks:
         masks["face"] = skin.astype(np.float32)
     per_vertex = jnp.stack([jnp.asarray(v) for v in (skin, _near_face(model, masks, skin), *masks.values())], axis=1)
-    ids, flat = _texels(mesh, model.mirror, jnp.asarray(rotation), jnp.asarray(light), per_vertex, size)
+    ids, flat = _texels(mesh, model.mirror, fit.camera.rotation, jnp.asarray(fit.light), per_vertex, size)
     flat = np.asarray(flat)
     named = {name: flat[..., 10 + k] for k, name in enumerate(masks)}
     albedo = np.maximum(flat[..., :3], 1e-3)
@@ -135,7 +136,7 @@ def _credible(shade: ColourMap, face: Map, scalp: Map) -> ColourMap:
     brightness = shade.mean(axis=2, keepdims=True)
     seen = shade[face > 0.5]
     usual = np.percentile(seen, 75, axis=0) if len(seen) else shade.mean(axis=(0, 1))
-    level = usual.mean()
+    level = float(usual.mean())
     raised = 0.5 * (brightness + np.sqrt(brightness**2 + (0.5 * level) ** 2))
     certain = _step(brightness, 0.2 * level, 0.7 * level)
     colour = certain * shade / np.maximum(brightness, 1e-3) + (1.0 - certain) * usual / level
@@ -205,11 +206,10 @@ def _looks_like_skin(ratio: ColourMap, trust: Map, layout: _Layout) -> Map:
     brightness = difference.mean(axis=2)
     lids = np.clip(3.0 * _blur(layout.masks["lids"], 0.008), 0.0, 1.0)
     lips = np.clip(3.0 * _blur(layout.masks["lips"], 0.004), 0.0, 1.0)
-    pale = 1.0 - _step(redness, -0.3, -0.12)
-    lid_like = (1.0 - pale) * _step(brightness, -0.75, -0.45)
-    lip_like = (1.0 - pale) * _step(brightness, -1.5, -1.0)
+    lid_like = _step(redness, -0.3, -0.12) * _step(brightness, -0.75, -0.45)
+    lip_like = _step(redness, -0.15, 0.0) * _step(brightness, -1.3, -0.9)
     unlike = 1.0 - (1.0 - lids * (1.0 - lid_like)) * (1.0 - lips * (1.0 - lip_like))
-    return 1.0 - np.clip(4.0 * _blur(unlike, 0.003) - 0.4, 0.0, 1.0)
+    return 1.0 - np.clip(5.0 * _blur(unlike, 0.005) - 0.3, 0.0, 1.0)
 
 
 def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
@@ -219,17 +219,23 @@ def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     eyes = _eye_brightness(ratio, layout)
     ratio = tone + _limit(ratio - tone, trust, layout)
     mirrored, mirror_trust = _sample(ratio, trust, layout.mirror_uv)
-    mirror_trust = layout.skin * mirror_trust * (1.0 - trust)
+    mirror_trust = layout.skin * mirror_trust
+    # The other side is brighter or darker by what the fitted light got wrong; as known where both sides are seen.
+    surely = _step(trust * mirror_trust, 0.5, 1.0)
+    mirrored = mirrored + np.clip(_continue(ratio - mirrored, surely, np.zeros(3), fade=0.05), -0.3, 0.3)
+    mirror_trust = mirror_trust * (1.0 - trust)
     total = trust + mirror_trust
     both = (ratio * trust[..., None] + mirrored * mirror_trust[..., None]) / np.maximum(total, 1e-6)[..., None]
     hair = _blur(masks["scalp"], 0.02) * (1.0 - masks["ears"]) * layout.skin
-    # What no photo shows has the model's brows and lips.
+    # What the photo does not show has the model's brows and lips; the lips differ from them as the seen part does.
     features = np.log(layout.albedo / layout.plain)
-    featured = np.clip(4.0 * (masks["brows"] + masks["lips"]), 0.0, 1.0)
+    lips = np.clip(4.0 * masks["lips"], 0.0, 1.0)
+    featured = np.clip(4.0 * masks["brows"] + lips, 0.0, 1.0)
     beyond = _continue(both, total * (1.0 - hair) * (1.0 - featured), tone, fade=0.1)
     beyond = beyond + masks["ears"][..., None] * (tone - beyond)
-    above = _continue(both, total * hair, beyond, fade=0.002)
-    beyond = beyond + hair[..., None] * (above - beyond) + features
+    for where, values, fade in ((hair, both, 0.002), (lips, both - features, 0.02)):
+        beyond = beyond + where[..., None] * (_continue(values, total * where, beyond, fade) - beyond)
+    beyond = beyond + features
     whole = beyond + np.clip(total, 0.0, 1.0)[..., None] * (both - beyond)
     outer = (layout.skin * (1.0 - masks["interior"]))[..., None]
     return whole * outer + (1.0 - outer) * features + eyes[..., None]
@@ -260,17 +266,20 @@ def _limit(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
 
     Broad differences of brightness are limited more than details such as brows and nostrils.
     """
-    brightness = ratio.mean(axis=2)
-    known = (trust > 0.02).astype(np.float32)
-    broad = _blur(brightness * known, 0.03) / np.maximum(_blur(known, 0.03), 1e-3)
-    detail = brightness - broad
-    skin = 1.0 - np.clip(layout.masks["scalp"] + layout.masks["beard"], 0.0, 1.0)
-    limited = skin * _knee(broad, 0.35, 0.35) + (1.0 - skin) * _knee(broad, 0.35, 2.0)
-    colour = ratio - brightness[..., None]
-    return (limited + _knee(detail, 0.25, 2.5))[..., None] + _knee(colour, 0.4, 0.4)
+    brightness = ratio.mean(axis=2, keepdims=True)
+    split = np.concatenate([brightness, ratio - brightness], axis=2)  # brightness and colour
+    known = (trust > 0.02).astype(np.float32)[..., None]
+    broad = _blur(split * known, 0.03) / np.maximum(_blur(known, 0.03), 1e-3)
+    detail = split - broad
+    skin = (1.0 - np.clip(layout.masks["scalp"] + layout.masks["beard"], 0.0, 1.0))[..., None]
+    dark = 2.0 - 1.65 * skin  # hair and beard may be much darker than skin
+    limited = _knee(broad[..., :1], 0.35, dark) + _knee(detail[..., :1], 0.25, 2.5)
+    colour = _knee(broad[..., 1:], 0.15, 0.15) + _knee(detail[..., 1:], 0.4, 0.4)
+    gloss = skin * _step(brightness, 0.05, 0.5)  # it has the lamp's colour, not the skin's
+    return limited + colour * (1.0 - 0.7 * gloss)
 
 
-def _knee(x: np.ndarray, high: float, low: float) -> np.ndarray:
+def _knee(x: np.ndarray, high: float, low: float | np.ndarray) -> np.ndarray:
     """x, but beyond `high` above and `-low` below growing with a fifth of its slope."""
     return x - 0.8 * np.maximum(x - high, 0.0) + 0.8 * np.maximum(-low - x, 0.0)
 
@@ -291,12 +300,22 @@ def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
     return t * t * (3.0 - 2.0 * t)
 
 
-def _blur(values: Map, sigma: float) -> Map:
-    """A Gaussian blur; sigma in sides of the map. Three running means, whose cost does not grow with sigma."""
-    width = max(1, round(2 * sigma * values.shape[0]))  # three of them have variance (w^2 - 1) / 4
-    for _ in range(3):
-        values = uniform_filter(values, width, mode="nearest")
+def _blur(values: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian blur over rows and columns; sigma in sides of the map."""
+    height, width = values.shape[:2]
+    window = max(1, round(2 * sigma * height))
+    if window > 16:  # broad blurs do not need every texel
+        return _double(_blur(_halve(values) / 4, sigma), height, width)
+    for _ in range(3):  # three running means of this width have the variance (window^2 - 1) / 4
+        values = uniform_filter(values, (window, window, *[1] * (values.ndim - 2)), mode="nearest")
     return values
+
+
+def _halve(values: np.ndarray) -> np.ndarray:
+    """Sums over blocks of two by two; an odd border is padded with zeros."""
+    pad = [(0, n % 2) for n in values.shape[:2]] + [(0, 0)] * (values.ndim - 2)
+    even = np.pad(values, pad)
+    return even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
 
 
 def _continue(values: ColourMap, weight: Map, prior: np.ndarray, fade: float = 0.02) -> ColourMap:
@@ -309,18 +328,14 @@ def _continue(values: ColourMap, weight: Map, prior: np.ndarray, fade: float = 0
 
 
 def _pull_push(total: ColourMap, weight: Map, fade: float) -> ColourMap:
-    here = total / np.maximum(weight, 1e-6)[..., None]
     height, width = weight.shape
     if min(height, width) < 2:
-        return total / (weight + fade)[..., None]
-    pad = ((0, height % 2), (0, width % 2))
-    even_total, even_weight = np.pad(total, (*pad, (0, 0))), np.pad(weight, pad)
-    sums = [even_total[i::2, j::2] for i in (0, 1) for j in (0, 1)]
-    weights = [even_weight[i::2, j::2] for i in (0, 1) for j in (0, 1)]
-    coarse_total, coarse_weight = sum(sums), sum(weights)
+        return total / (weight + max(fade, 1e-6))[..., None]
+    coarse_total, coarse_weight = _halve(total), _halve(weight)
     excess = np.maximum(coarse_weight, 1.0)
-    coarse = _pull_push(coarse_total / excess[..., None] / (1 + fade), coarse_weight / excess, fade)
+    coarse = _pull_push(coarse_total / (excess * (1.0 + fade))[..., None], coarse_weight / excess, fade)
     w = np.clip(weight, 0.0, 1.0)[..., None]
+    here = total / np.maximum(weight, 1e-6)[..., None]
     return w * here + (1.0 - w) * _double(coarse, height, width)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Int
+from scipy.interpolate import PchipInterpolator
 
 from morphable.default_model.assets import Assets, BaseMesh
 from morphable.default_model.surface import HeadTopology
@@ -178,7 +179,7 @@ def _blob(points, centre, radius, stretch=(1, 1, 1)):
 
 @dataclass(frozen=True)
 class Regions:
-    """Soft regions of the subdivided head, 0 to 1 at each vertex."""
+    """Soft regions of the subdivided head, 0 to 1 at each vertex, and the two coordinates hair is drawn with."""
 
     skin: Float[np.ndarray, "subvertex"]
     lips: Float[np.ndarray, "subvertex"]
@@ -191,6 +192,7 @@ class Regions:
     forehead: Float[np.ndarray, "subvertex"]
     beard: Float[np.ndarray, "subvertex"]
     moustache: Float[np.ndarray, "subvertex"]
+    goatee: Float[np.ndarray, "subvertex"]
     scalp: Float[np.ndarray, "subvertex"]
     ears: Float[np.ndarray, "subvertex"]
     interior: Float[np.ndarray, "subvertex"]
@@ -201,6 +203,40 @@ class Regions:
     teeth: Float[np.ndarray, "subvertex"]
     tongue: Float[np.ndarray, "subvertex"]
     lashes: Float[np.ndarray, "subvertex"]
+    shade: Float[np.ndarray, "subvertex"]  # light that reaches eyeballs, teeth and tongue behind lids and lips
+    above_hairline: Float[np.ndarray, "subvertex"]  # mm, signed; very negative where no scalp hair grows
+    crown: Float[np.ndarray, "subvertex"]  # where baldness starts
+
+
+# Height (mm above the bridge of the nose) of the edge of the scalp's hair at angles around the vertical axis of the
+# skull, from the middle of the forehead over temple, sideburn and ear to the nape.
+_HAIRLINE_DEG = (0, 20, 34, 46, 58, 68, 76, 84, 96, 108, 120, 140, 180)
+_HAIRLINE_MM = (74, 73, 66, 44, 22, -2, -14, 4, 6, -30, -62, -74, -78)
+# Half width (mm) of a brow from its outer to its inner end.
+_BROW_WIDTH_MM = (1.3, 2.6, 3.6, 4.1, 3.9, 3.0)
+
+
+def brow_region(
+    vertices: Float[np.ndarray, "subvertex 3"],
+    landmarks: Float[np.ndarray, "68 3"],
+    width: float = 1.0,
+    lift: float = 0.0,
+    tilt: float = 0.0,
+) -> Float[np.ndarray, "subvertex"]:
+    """Both brows along the landmarks' curve, `lift` mm above it and `tilt` mm more at the outer end than at the inner."""
+    out = np.zeros(len(vertices))
+    for curve in (landmarks[17:22], landmarks[[26, 25, 24, 23, 22]]):
+        raised = np.zeros((5, 3))
+        raised[:, 1] = lift - 3.0 + tilt * np.linspace(1, -1, 5)
+        curve = curve + raised
+        near = np.flatnonzero(
+            (np.abs(vertices[:, :2] - curve[:, :2].mean(axis=0)) < [45, 30]).all(axis=1)
+            & (vertices[:, 2] > curve[:, 2].min() - 12)
+        )
+        distance, place = _curve_distance(vertices[near], curve)
+        half = width * np.interp(place, np.linspace(0, 1, len(_BROW_WIDTH_MM)), _BROW_WIDTH_MM)
+        out[near] = np.maximum(out[near], smooth_step(distance / half, 1.5, 0.5))
+    return out
 
 
 def head_regions(
@@ -209,86 +245,86 @@ def head_regions(
     landmarks: Float[np.ndarray, "68 3"],
     textures: dict[str, Float[np.ndarray, "subvertex"]],
     interior: Float[np.ndarray, "subvertex"],
-    gaze: Float[np.ndarray, "3"],
     eye_centre: Float[np.ndarray, "3"],
+    lash_tips: Float[np.ndarray, "subvertex"],
 ) -> Regions:
     """Regions of the mean head (mm, head space) from its landmarks, MPFB's mask pictures and openness."""
     v, l = vertices, landmarks
     x, y, z = np.abs(v[:, 0]), v[:, 1], v[:, 2]
-    skin = topology.subvertices_of("skin").astype(float)
+    bridge, ear_z = l[27, 1], l[2, 2]
+    part = {name: topology.subvertices_of(name) for name in topology.part_rows}
+    skin = part["skin"].astype(float)
     on_face = skin * (1 - interior)
     lips, lids, ears = (textures[k] * skin for k in ("lips", "eyelids", "ears"))
-
-    brows = np.zeros(len(v))
-    for curve in (l[17:22], l[[26, 25, 24, 23, 22]]):
-        curve = curve + [0, -3.2, 0]
-        distance, place = _curve_distance(v, curve)
-        width = 1.8 + 3.2 * np.sin(np.pi * (0.12 + 0.75 * place))
-        brows = np.maximum(brows, np.clip(1.35 - distance / width, 0, 1) * (z > curve[:, 2].min() - 12))
 
     eyes = [(l[36] + l[39]) / 2, (l[42] + l[45]) / 2]
     eye_distance = np.min([np.linalg.norm((v - c) / [1.25, 1, 1.2], axis=1) for c in eyes], axis=0)
     sides = np.array([[-1.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
-    cheek, alar = np.array([40.0, l[30, 1] + 4, l[30, 2] - 35]), np.array([42.0, l[33, 1] - 4, l[33, 2] - 30])
-    cheeks = np.max([_blob(v, cheek * s, 22) for s in sides], axis=0)
-    nose = _blob(v, l[30] - [0, 0, 8], 16)
-    forehead = np.clip((y - l[27, 1]) / 80, 0, 1)
+    cheek, alar = np.array([42.0, l[30, 1] + 4, l[30, 2] - 37]), np.array([44.0, l[33, 1] - 4, l[33, 2] - 32])
 
-    chin_beard = (
+    jaw = (
         smooth_step(y, l[33, 1] - 2, l[33, 1] - 10)
         * smooth_step(y, l[8, 1] - 45, l[8, 1] - 10)
         * smooth_step(z, l[4, 2] - 30, l[4, 2])
     )
-    sideburns = smooth_step(x, 52, 64) * smooth_step(y, l[27, 1], l[31, 1]) * smooth_step(z, l[2, 2] - 20, l[2, 2] - 5)
-    bare_cheek = np.max([_blob(v, alar * s, 18) for s in sides], axis=0)
-    beard = np.maximum(chin_beard, 0.8 * sideburns) * (1 - lips) * (1 - bare_cheek) * (1 - ears)
-    moustache = beard * smooth_step(y, l[48, 1] - 2, l[48, 1] + 3) * smooth_step(x, 34, 24)
+    sideburns = smooth_step(x, 54, 66) * smooth_step(y, bridge, l[31, 1]) * smooth_step(z, ear_z - 20, ear_z - 5)
+    bare_cheek = np.max([_blob(v, alar * s, 19) for s in sides], axis=0)
+    beard = np.maximum(jaw, 0.8 * sideburns) * (1 - lips) * (1 - bare_cheek) * (1 - ears)
+    mouth = smooth_step(y, l[48, 1] - 3, l[48, 1] + 3)
+    moustache = beard * mouth * smooth_step(x, 38, 26)
+    goatee = beard * (1 - mouth) * smooth_step(x, 34, 24) * smooth_step(z, l[6, 2] - 25, l[6, 2])
 
-    hairline = l[27, 1] + 78
-    scalp = smooth_step(y, hairline - 6 - 0.24 * x, hairline + 12)
-    behind_ears = smooth_step(z, l[2, 2] - 12, l[2, 2] - 30)
-    scalp = np.maximum(scalp, behind_ears * smooth_step(y, l[33, 1] - 30, l[33, 1] - 5))
-    scalp = np.maximum(scalp, smooth_step(y, l[27, 1] + 20, l[27, 1] + 45) * smooth_step(z, l[2, 2] + 28, l[2, 2] + 5))
-    scalp = scalp * (1 - ears)
+    around = np.degrees(np.arctan2(x, z - (ear_z - 12)))
+    hairline = bridge + PchipInterpolator(_HAIRLINE_DEG, _HAIRLINE_MM)(around)
+    above = np.where(skin * (1 - ears) > 0.5, y - hairline, -1e3)
+    top = np.array([0.0, y.max(), ear_z - 30])
 
     face = (
-        smooth_step(z, l[2, 2] - 5, l[2, 2] + 5)
+        smooth_step(z, ear_z - 5, ear_z + 5)
         * smooth_step(y, l[8, 1] - 15, l[8, 1] - 5)
-        * smooth_step(y, l[27, 1] + 80, l[27, 1] + 70)
+        * smooth_step(y, bridge + 85, bridge + 75)
         * (1 - ears)
     )
 
-    eyeballs = topology.subvertices_of("eye_left") | topology.subvertices_of("eye_right")
-    left = v * np.where(v[:, :1] > 0, 1, [-1, 1, 1])
-    towards = left - eye_centre
-    angle = np.degrees(np.arccos(np.clip(towards @ gaze / np.maximum(np.linalg.norm(towards, axis=1), 1e-9), -1, 1)))
-    iris = eyeballs * smooth_step(angle, 27, 19)
-    part = {name: topology.subvertices_of(name) for name in topology.part_rows}
+    eyeballs = part["eye_left"] | part["eye_right"]
+    towards = v * np.where(v[:, :1] > 0, 1, [-1, 1, 1]) - eye_centre
+    angle = np.degrees(np.arccos(np.clip(towards[:, 2] / np.maximum(np.linalg.norm(towards, axis=1), 1e-9), -1, 1)))
+    iris = eyeballs * smooth_step(angle, 25, 18.5)
+    teeth = part["teeth_upper"] | part["teeth_lower"]
+    # Light falls off from the middle of the ball outwards, and from the front of the mouth inwards.
+    shade = np.ones(len(v))
+    shade[eyeballs] = 1 - 0.45 * smooth_step(angle[eyeballs], 25, 70)
+    inside = teeth | part["tongue"]
+    shade[inside] = 0.08 + 0.92 * smooth_step(z[inside], z[teeth].max() - 22, z[teeth].max() + 2)
     masks = {
         "skin": skin,
         "lips": lips * on_face,
-        "brows": brows * on_face,
+        "brows": brow_region(v, l) * on_face,
         "lids": lids * on_face,
         "lid_line": lids * np.exp(-((eye_distance / 20) ** 2)) * on_face,
-        "sockets": np.exp(-((eye_distance / 17) ** 2)) * on_face,
-        "cheeks": cheeks * on_face,
-        "nose": nose * on_face,
-        "forehead": forehead * on_face,
+        "sockets": np.exp(-((eye_distance / 18) ** 2)) * on_face,
+        "cheeks": np.max([_blob(v, cheek * s, 23) for s in sides], axis=0) * on_face,
+        "nose": _blob(v, l[30] - [0, 0, 8], 17) * on_face,
+        "forehead": np.clip((y - bridge) / 80, 0, 1) * on_face,
         "beard": beard * on_face,
         "moustache": moustache * on_face,
-        "scalp": scalp * on_face,
+        "goatee": goatee * on_face,
+        "scalp": smooth_step(above, -5, 6) * (1 - ears) * on_face,
         "ears": ears,
         "interior": interior * skin,
         "face": face * on_face,
         "sclera": eyeballs * (1 - iris),
         "iris": iris,
-        "pupil": eyeballs * smooth_step(angle, 13, 8),
-        "teeth": (part["teeth_upper"] | part["teeth_lower"]).astype(float),
+        "pupil": eyeballs * smooth_step(angle, 12, 7),
+        "teeth": teeth.astype(float),
         "tongue": part["tongue"].astype(float),
-        "lashes": (part["lashes_left"] | part["lashes_right"]).astype(float),
+        "lashes": (part["lashes_left"] | part["lashes_right"]) * (1 - 0.6 * lash_tips),
+        "shade": shade,
+        "crown": _blob(v, top, 75) * on_face,
     }
     mirror = topology.submirror()
-    return Regions(**{name: np.clip((m + m[mirror]) / 2, 0, 1) for name, m in masks.items()})
+    symmetric = {name: np.clip((m + m[mirror]) / 2, 0, 1) for name, m in masks.items()}
+    return Regions(above_hairline=(above + above[mirror]) / 2, **symmetric)
 
 
 # ---------------------------------------------------------------------------------------------- samples and model
@@ -312,7 +348,11 @@ def smooth_fields(
 
 
 def sample_albedo(
-    regions: Regions, vertices: Float[np.ndarray, "subvertex 3"], count: int, seed: int
+    regions: Regions,
+    vertices: Float[np.ndarray, "subvertex 3"],
+    landmarks: Float[np.ndarray, "68 3"],
+    count: int,
+    seed: int,
 ) -> Float[np.ndarray, "count subvertex 3"]:
     """Random people's linear albedo."""
     rng = np.random.default_rng(seed)
@@ -344,20 +384,23 @@ def sample_albedo(
         if rng.random() < 0.15:
             hair = np.full(3, 0.12 + 0.2 * rng.random())
         stubble = 0.7 * np.array([0.035, 0.033, 0.035]) + 0.3 * hair
-        brow = np.clip(normal(0.62, 0.22), 0.1, 0.98)
-        bearded = (rng.random() < 0.5) * rng.beta(0.8, 2.2) * 0.8
-        moustache = np.clip(bearded * normal(1.0, 0.35), 0, 0.9)
-        haired = np.clip(rng.beta(1.4, 1.0), 0, 0.97) * (rng.random() < 0.85)
-        lashes = np.array([0.02, 0.015, 0.012]) + 0.15 * hair
+        brows = brow_region(vertices, landmarks, np.exp(normal(0, 0.18)), normal(0, 1.0), normal(0, 0.8))
+        brow = np.clip(normal(0.7, 0.2), 0.15, 0.98)
+        bearded = (rng.random() < 0.5) * rng.beta(0.8, 2.2) * 0.85
+        moustache, goatee = np.clip(bearded * np.array([normal(1.0, 0.5), normal(1.1, 0.4)]), 0, 0.9)
+        beard = bearded * r.beard * (1 - r.moustache - r.goatee) + moustache * r.moustache + goatee * r.goatee
+        scalp = smooth_step(r.above_hairline + normal(0, 5), -5, 6)
+        bald = (rng.random() < 0.2) * rng.random()
+        scalp = scalp * (1 - bald * r.crown) * np.clip(rng.beta(1.4, 1.0), 0, 0.97) * (rng.random() < 0.9)
+        lashes = np.array([0.02, 0.015, 0.012]) + 0.1 * hair
+        white = np.array([0.60, 0.54, 0.50]) * (1 - 0.15 * tone) * np.exp(0.06 * rng.normal(size=3))
         eye = _eye_colour(rng, tone)
-        white = np.array([0.66, 0.60, 0.56]) * (1 - 0.15 * tone) * np.exp(0.06 * rng.normal(size=3))
-        ivory = np.array([0.66, 0.58, 0.45]) * np.exp(0.08 * rng.normal(size=3))
+        ivory = np.array([0.62, 0.54, 0.42]) * np.exp(0.08 * rng.normal(size=3))
         tongue = np.array([0.36, 0.13, 0.12]) * np.exp(0.10 * rng.normal(size=3))
         for where, what in (
-            (r.beard * bearded * (1 - r.moustache), stubble),
-            (r.moustache * moustache, stubble),
-            (r.scalp * haired, 1.2 * hair),
-            (r.brows * brow, hair),
+            (beard, stubble),
+            (scalp, 1.2 * hair),
+            (brows * brow, hair),
             (r.lid_line * 0.25, np.zeros(3)),
             (r.interior, np.array([0.14, 0.035, 0.03])),
             (r.sclera + r.iris, white),
@@ -368,7 +411,7 @@ def sample_albedo(
             (r.lashes, lashes),
         ):
             colour = colour * (1 - where[:, None]) + where[:, None] * what
-        out[i] = colour
+        out[i] = colour * r.shade[:, None]
     return out
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Float
 
-from morphable.default_model import albedo, expressions, identity, landmarks, residual, surface, uv
+from morphable.default_model import albedo, details, expressions, identity, landmarks, residual, surface, uv
 from morphable.default_model.assets import WHEEL, WHEEL_SHA256, Assets
 
 HEAD_FILE = Path(__file__).parent / "head.npz"
@@ -69,38 +70,37 @@ class _Report:
         print(f"[{time.monotonic() - self.start:5.0f} s] {text}", flush=True)
 
 
-def inflate_balls(topology: surface.HeadTopology, points: Float[np.ndarray, "row 3"]) -> Float[np.ndarray, "row"]:
-    """How far to push each eyeball row from the ball's centre so that the subdivided ball is as large as the coarse one.
+def rework_rows(
+    topology: surface.HeadTopology, template: Float[np.ndarray, "row 3"], eye_centre: Float[np.ndarray, "3"]
+) -> tuple[sp.csr_matrix, Float[np.ndarray, "row"]]:
+    """The linear map from rows of the base mesh to control points of the model, and the lashes' tips (0 to 1).
 
-    Subdivision pulls the coarse ball in by 1 to 9 %, most at its irregular vertices; without this the lids stand off.
+    Eyeballs become round and lashes short. All the rest is moved outwards by what subdivision pulls it in (noses, lips
+    and lids lose up to a millimetre otherwise). That is one step of the iteration towards control points whose surface
+    interpolates the rows (Halstead et al. 1993); the limit itself ripples the cheeks.
     """
-    factors = np.ones(topology.rows)
-    for part in ("eye_left", "eye_right"):
-        rows = topology.part_rows[part]
-        arms = points[rows] - uv.sphere_centre(points[rows])
-        radius = np.linalg.norm(arms, axis=1).mean()
-        stencil = topology.stencil[topology.subvertices_of(part)][:, rows].toarray()
-        k = np.ones(len(arms))
-        for _ in range(5):
-            outer = stencil @ (k[:, None] * arms)
-            normal = outer / np.linalg.norm(outer, axis=1, keepdims=True)
-            # d radius_j / d k_i = stencil_ji arm_i . normal_j; a weak pull keeps the factors even.
-            slope = stencil * (normal @ arms.T)
-            system = np.concatenate([slope, 0.3 * radius * np.eye(len(k))])
-            wanted = np.r_[radius - (normal * outer).sum(axis=1), 0.3 * radius * (k.mean() - k)]
-            k = k + np.linalg.lstsq(system, wanted, rcond=None)[0]
-        factors[rows] = k
-    return (factors + factors[topology.mirror]) / 2
+    blocks, tips = [], np.zeros(topology.rows)
+    smooth = topology.stencil[: topology.rows]
+    for part, rows in topology.part_rows.items():
+        size = rows.stop - rows.start
+        cage = sp.csr_matrix(2 * sp.identity(size) - smooth[rows, rows])
+        if part.startswith("eye"):
+            centre = eye_centre * (1 if part == "eye_left" else np.array([-1, 1, 1]))
+            blocks.append(sp.csr_matrix(details.ball_matrix(topology, part, template, centre)))
+        elif part.startswith("lashes"):
+            centre = eye_centre * (1 if part == "lashes_left" else np.array([-1, 1, 1]))
+            grids = details.lash_grids(topology.quads_of(part) - rows.start, template[rows], centre)
+            tips[rows] = details.lash_tips(grids, size)
+            blocks.append(cage @ sp.csr_matrix(details.lash_matrix(grids, size)))
+        else:
+            blocks.append(cage)
+    return sp.csr_matrix(sp.block_diag(blocks)), tips
 
 
-def _inflate(topology, factors, joints, shape):
-    """Eyeball rows moved away from their eye's joint; linear, so it serves means and modes."""
-    out = shape.copy()
-    for part in ("eye_left", "eye_right"):
-        rows = topology.part_rows[part]
-        centre = joints[..., expressions.JOINTS.index(part), None, :]
-        out[..., rows, :] = centre + factors[rows, None] * (shape[..., rows, :] - centre)
-    return out
+def _apply(matrix: sp.csr_matrix, shapes: Float[np.ndarray, "*shape row 3"]) -> Float[np.ndarray, "*shape row 3"]:
+    flat = np.moveaxis(shapes, -2, 0).reshape(matrix.shape[1], -1)
+    out = (matrix @ flat).reshape(matrix.shape[0], *shapes.shape[:-2], 3)
+    return np.moveaxis(out, 0, -2)
 
 
 def build(wheel: Path) -> dict[str, np.ndarray]:
@@ -138,17 +138,20 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
     row_of[topology.base_ids] = np.arange(rows)
     points = row_of[figures.base_ids]
     scale, m, s = identity.calibrate(basis.mean[points], basis.modes[:, points], figures.mean, figures.covariance)
-    basis = identity.whiten(basis, scale, m, s, weights)
-    say(f"calibration: scale {scale:.4f}, mean moved by {np.sqrt((m**2).mean()):.2f} sigma rms")
+    size = identity.true_scale(basis.mean[points], basis.modes[:, points], m, figures.mean)
+    basis = identity.whiten(basis, size, m, s, weights)
+    basis = identity.shorten_skull(basis, basis.mean[points[figures.ear], 2].mean())
+    growth = identity.similarity(template[points], basis.mean[points])[0]
+    say(f"calibration: scale {scale:.4f}, {size:.4f} after moving the mean by {np.sqrt((m**2).mean()):.2f} sigma rms")
 
+    # Control points
+    left_eye = expressions.JOINTS.index("eye_left")
+    rework, lash_tips = rework_rows(topology, template, regressor[left_eye] @ base.vertices)
     joints, joint_modes = basis.mean[rows:], basis.modes[:, rows:]
-    factors = inflate_balls(topology, basis.mean[:rows])
-    mean = _inflate(topology, factors, joints, basis.mean[:rows])
-    modes = _inflate(topology, factors, joint_modes, basis.modes[:, :rows])
-    eyes = [expressions.JOINTS.index(name) for name in ("eye_left", "eye_right")]
-    origin = joints[eyes].mean(axis=0)
-    mean, joints = mean - origin, joints - origin
-    units = scale * expressions.expression_units(assets, topology, len(base.vertices))
+    origin = joints[[left_eye, expressions.JOINTS.index("eye_right")]].mean(axis=0)
+    mean, joints = _apply(rework, basis.mean[:rows]) - origin, joints - origin
+    modes = _apply(rework, basis.modes[:, :rows])
+    units = growth * _apply(rework, expressions.expression_units(assets, topology, len(base.vertices)))
     skinning = expressions.skin_weights(assets, topology, len(base.vertices))
 
     # Landmarks
@@ -172,17 +175,16 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
     say(f"residual: {gp_modes.shape[1]} modes")
 
     # Texture coordinates
-    gaze = identity.unit_gaze(assets, base.vertices)
     at_rows = {name: texture[:rows][skin] for name, texture in textures.items()}
     size, importance = uv.wanted_size(mean[skin], marks, at_rows, openness)
-    coordinates = uv.unwrap(topology, mean, gaze, size, importance)
+    coordinates = uv.unwrap(topology, mean, joints[left_eye], size, importance)
     uv.check(topology, coordinates)
     say("texture coordinates: no flipped triangle")
 
     # Albedo
-    eye_centre = joints[expressions.JOINTS.index("eye_left")]
-    regions = albedo.head_regions(subvertices, topology, marks, textures, interior, gaze, eye_centre)
-    samples = albedo.sample_albedo(regions, subvertices, albedo.SAMPLES, albedo.SEED)
+    tips = topology.stencil @ lash_tips
+    regions = albedo.head_regions(subvertices, topology, marks, textures, interior, joints[left_eye], tips)
+    samples = albedo.sample_albedo(regions, subvertices, marks, albedo.SAMPLES, albedo.SEED)
     area, _ = surface.area_normals(subvertices, topology.subtriangles)
     colours = albedo.albedo_basis(samples, albedo.importance(regions, area), submirror)
     held = 100 * colours.explained[albedo.COMPONENTS - 1]
@@ -210,7 +212,7 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
         "joint_parents": list(expressions.JOINT_PARENTS),
         "masks": list(MASKS),
         "gaze": expressions.gaze_rotations(),
-        "scale": round(scale, 6),
+        "scale": round(growth, 6),
     }
     return {
         "manifest": np.array(json.dumps(manifest)),

@@ -30,7 +30,7 @@ _JOINT_GROUPS = ("joint-neck", "joint-head", "joint-mouth", "helper-l-eye", "hel
 _JOINT_BONES = {"head": "head", "jaw": "jaw", "eye_left": "eye.L", "eye_right": "eye.R"}
 
 # Rotation of the eyeball at weight 1. The face units' own lids follow a ball turned by about this much.
-GAZE_DEGREES = {"Up": 25.0, "Down": 25.0, "In": 30.0, "Out": 30.0}
+GAZE_DEGREES = {"Up": 20.0, "Down": 25.0, "In": 30.0, "Out": 30.0}
 
 
 def joint_regressor(assets: Assets, vertex_count: int) -> Float[np.ndarray, "joint vertex"]:

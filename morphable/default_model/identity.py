@@ -278,6 +278,7 @@ class PopulationFigures:
     base_ids: Int[np.ndarray, "point"]
     mean: Float[np.ndarray, "point 3"]
     covariance: Float[np.ndarray, "coordinate coordinate"]
+    ear: Int[np.ndarray, "2"]  # the points in front of the ears
 
     @classmethod
     def load(cls, path: Path = POPULATION_FIGURES) -> "PopulationFigures":
@@ -286,6 +287,7 @@ class PopulationFigures:
                 base_ids=file["base_obj_vertex"].astype(int),
                 mean=file["mean_mm"].astype(float),
                 covariance=file["covariance_mm2"].astype(float),
+                ear=np.flatnonzero(np.isin(file["name"], ("jaw line 0", "jaw line 16"))),
             )
 
 
@@ -315,6 +317,7 @@ def calibrate(
     The coefficients are a latent Gaussian with known loadings, observed with noise: expectation maximisation from
     N(0, I) on the sufficient statistics (Rubin & Thayer 1982), with rigid motion and scale projected out of both sides.
     What the points do not see keeps its prior. The covariance is shrunk towards its diagonal: it comes from 180 faces.
+    The scale is that of the uncalibrated mean; as size is projected out, the moved mean needs its own (`true_scale`).
     """
     scale, rotation, translation = similarity(mean, target_mean)
     placed = scale * mean @ rotation.T + translation
@@ -339,6 +342,13 @@ def calibrate(
     return scale, m, full_share * s + (1 - full_share) * np.diag(np.diag(s))
 
 
+def true_scale(
+    mean: Float[np.ndarray, "point 3"], modes: Float[np.ndarray, "mode point 3"], m: Float[np.ndarray, "mode"], target
+) -> float:
+    """Scale at which the calibrated mean's points have the population's true size."""
+    return similarity(mean + np.tensordot(m, modes, 1), target)[0]
+
+
 def whiten(
     basis: ShapeBasis,
     scale: float,
@@ -355,7 +365,8 @@ def whiten(
     flat = basis.modes.reshape(len(basis.modes), -1)
     root = np.repeat(np.sqrt(weights), 3)
     mean = scale * (basis.mean + np.tensordot(np.where(basis.parity == 1, m, 0.0), basis.modes, 1))
-    modes, sizes, parities = [], [], []
+    modes: list[np.ndarray] = []
+    sizes, parities = [], []
     for parity in (1, -1):
         own = np.flatnonzero(basis.parity == parity)
         factor = np.linalg.cholesky(s[np.ix_(own, own)])
@@ -372,14 +383,22 @@ def whiten(
     return ShapeBasis(mean, modes * np.sign(peak)[..., None], np.concatenate(parities)[order])
 
 
+def shorten_skull(basis: ShapeBasis, start_z: float, share: float = 0.86, over: float = 40.0) -> ShapeBasis:
+    """The same basis with depths behind `start_z` shrunk to `share` (reached smoothly over `over` mm).
+
+    The population's points are all on the face. Bringing the face to its true size brings the skull along, whose
+    proportion to the face is MakeHuman's, and it ends up 15 mm longer than heads are.
+    """
+    behind = np.clip(start_z - basis.mean[:, 2], 0, None)
+    slope = 1 - (1 - share) * np.clip(behind / over, 0, 1)
+    saved = (1 - share) * np.where(behind < over, behind**2 / (2 * over), behind - over / 2)
+    mean, modes = basis.mean.copy(), basis.modes.copy()
+    mean[:, 2] += saved
+    modes[:, :, 2] *= slope
+    return ShapeBasis(mean, modes, basis.parity)
+
+
 # ---------------------------------------------------------------------------------------------- all together
-
-
-def unit_gaze(assets: Assets, base_vertices: Float[np.ndarray, "vertex 3"]) -> Float[np.ndarray, "3"]:
-    """Direction in which the left eyeball of the base mesh looks."""
-    groups = assets.vertex_groups()
-    axis = base_vertices[groups["joint-l-eye-target"]].mean(axis=0) - base_vertices[groups["joint-l-eye"]].mean(axis=0)
-    return axis / np.linalg.norm(axis)
 
 
 def reduce_rows(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+import scipy.sparse.csgraph
 from jaxtyping import Bool, Float, Int
 
 from morphable.default_model.assets import BaseMesh
@@ -185,6 +186,13 @@ def boundary_loop(quads: Int[np.ndarray, "quad 4"]) -> Int[np.ndarray, "rim"]:
     if len(loop) != len(successor):
         raise ValueError(f"boundary loop: expected one boundary, found more ({len(loop)} of {len(successor)} edges)")
     return np.array(loop)
+
+
+def pieces(quads: Int[np.ndarray, "quad 4"], count: int) -> Int[np.ndarray, "vertex"]:
+    """Connected component of every vertex."""
+    edges = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
+    graph = sp.csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
+    return scipy.sparse.csgraph.connected_components(graph, directed=False)[1]
 
 
 def area_normals(

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as sla
 from jaxtyping import Float, Int
 
-from morphable.default_model.surface import HeadTopology, boundary_loop
+from morphable.default_model.surface import HeadTopology, boundary_loop, pieces
 from morphable.mesh import catmull_clark, triangulate
 
 SUPERELLIPSE = 3.0  # |x|^p + |y|^p = 1: leaves the corners of the square free
@@ -199,7 +199,7 @@ def wanted_size(
     distance = np.linalg.norm((skin - middle) / [1, 1.25, 1.1], axis=1)
     face = 1 / (1 + np.exp((distance - 75) / 8))
     size = 0.16 + 0.84 * face
-    size += 1.2 * np.maximum(textures["lips"], textures["eyelids"]) * (openness > 0.2)
+    size += 1.6 * np.maximum(textures["lips"], textures["eyelids"]) * (openness > 0.2)
     size = np.where(textures["ears"] > 0.3, 0.35, size)
     size = np.where(openness < 0.06, 0.08, size)
     return size, np.where(openness < 0.06, 0.05, 0.05 + 0.95 * face)
@@ -233,16 +233,10 @@ def flatten_skin(
     return (uv + uv[mirror] * [-1, 1]) / 2
 
 
-def flatten_ball(
-    vertices: Float[np.ndarray, "ball 3"], centre: Float[np.ndarray, "3"], gaze: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "ball 2"]:
+def flatten_ball(vertices: Float[np.ndarray, "ball 3"], centre: Float[np.ndarray, "3"]) -> Float[np.ndarray, "ball 2"]:
     """An eyeball on the unit disc, the pupil in its middle, the rear opening on its rim (y up)."""
     d = (vertices - centre) / np.linalg.norm(vertices - centre, axis=1, keepdims=True)
-    right = np.cross([0.0, 1.0, 0.0], gaze)
-    right /= np.linalg.norm(right)
-    up = np.cross(gaze, right)
-    angle = np.arccos(np.clip(d @ gaze, -1, 1))
-    around = np.arctan2(d @ up, d @ right)
+    angle, around = np.arccos(np.clip(d[:, 2], -1, 1)), np.arctan2(d[:, 1], d[:, 0])
     return (angle / angle.max())[:, None] * np.stack([np.cos(around), np.sin(around)], axis=1)
 
 
@@ -258,21 +252,14 @@ def flatten_disc(
     return polish(uv, vertices, triangles, even, even, rim)
 
 
-def pieces(quads: Int[np.ndarray, "quad 4"], count: int) -> Int[np.ndarray, "vertex"]:
-    """Connected component of every vertex."""
-    edges = np.concatenate([quads[:, [i, (i + 1) % 4]] for i in range(4)])
-    graph = sp.csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    return sp.csgraph.connected_components(graph, directed=False)[1]
-
-
 def unwrap(
     topology: HeadTopology,
     vertices: Float[np.ndarray, "row 3"],
-    gaze: Float[np.ndarray, "3"],
+    eye_centre: Float[np.ndarray, "3"],
     size: Float[np.ndarray, "skin"],
     importance: Float[np.ndarray, "skin"],
 ) -> Float[np.ndarray, "row 2"]:
-    """Texture coordinates of all rows (u right, v down). `gaze` is the left eye's axis."""
+    """Texture coordinates of all rows (u right, v down). `eye_centre` is the left eye's."""
     skin = topology.part_rows["skin"]
     uv = np.zeros((topology.rows, 2))
     xy = flatten_skin(vertices[skin], topology.quads_of("skin"), topology.mirror[skin], size, importance)
@@ -287,8 +274,7 @@ def unwrap(
             own = np.flatnonzero(piece == k)
             points = vertices[rows][own]
             if part == "eye_left":
-                # The rows without the rear opening are not centred on the ball; the sphere through them is.
-                xy = flatten_ball(points, sphere_centre(points), gaze)
+                xy = flatten_ball(points, eye_centre)
             else:
                 index = np.full(len(piece), -1)
                 index[own] = np.arange(len(own))
@@ -298,12 +284,6 @@ def unwrap(
             twin = topology.mirror[rows]
             uv[twin] = uv[rows] * [-1, 1] + [1, 0]
     return uv
-
-
-def sphere_centre(points: Float[np.ndarray, "point 3"]) -> Float[np.ndarray, "3"]:
-    """Centre of the sphere through the points, by linear least squares."""
-    system = np.c_[2 * points, np.ones(len(points))]
-    return np.linalg.lstsq(system, (points**2).sum(axis=1), rcond=None)[0][:3]
 
 
 def check(topology: HeadTopology, uv: Float[np.ndarray, "row 2"]) -> None:

@@ -79,7 +79,7 @@ def photograph(fit: Fit, texture: np.ndarray, background=(0.2, 0.3, 0.4)) -> Pho
 def well_seen(fit: Fit, photo: Photo) -> np.ndarray:
     """Texels that the unwrapping trusts nearly fully."""
     layout = texture_map._layout(fit, fit.mesh, SIZE)
-    return texture_map._observe(fit, photo, fit.mesh, layout, SIZE, None)[1] > 0.9
+    return texture_map._observe(fit, photo, fit.mesh, layout, None)[1] > 0.9
 
 
 @pytest.mark.parametrize("light", [None, side_lamp()], ids=["ambient", "side lamp"])
