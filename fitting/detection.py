@@ -12,10 +12,10 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -31,7 +31,7 @@ class NoFaceError(ValueError):
     """No face was found, or none that can be fitted: what, got, expected, remedy."""
 
 
-class DetectorError(RuntimeError):
+class DetectorError(ValueError):
     """The detector itself cannot run: its library or trained files are missing."""
 
 
@@ -44,7 +44,7 @@ class LandmarkNoise:
 
 
 # Measured on rendered heads with known landmarks, definition differences included; see docs/detection.md.
-LANDMARK_NOISE = {"dlib": LandmarkNoise(inner_mm=5.0, jaw_mm=8.0), "file": LandmarkNoise(inner_mm=2.0, jaw_mm=2.0)}
+LANDMARK_NOISE = {"dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=3.5), "file": LandmarkNoise(inner_mm=2.0, jaw_mm=2.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,11 @@ class Face:
     spread: float = 0.0  # rms of the landmarks over moved boxes, over the box's side; see UNSURE_SPREAD
     count: int = 1  # faces found in the photo
 
+    @property
+    def sure(self) -> bool:
+        """Whether the landmarks can be trusted; else it is a face seen from the side, or covered, or no face."""
+        return self.spread <= UNSURE_SPREAD
+
     @classmethod
     def from_landmarks(cls, landmarks: Float[np.ndarray, "68 2"], photo: Photo | None = None) -> "Face":
         """A face known by its landmarks, as from a file."""
@@ -72,6 +77,7 @@ class Face:
         return cls(box, landmarks, "file", 1.0, LANDMARK_NOISE["file"], truncated)
 
 
+@runtime_checkable
 class LandmarkProvider(Protocol):
     """What a detector of any kind has to offer: dlib below, and networks, MediaPipe or clicks like it."""
 
@@ -81,42 +87,52 @@ class LandmarkProvider(Protocol):
 
 
 def detect_faces(
-    photo: Photo, box: Box | None = None, all_faces: bool = False, provider: LandmarkProvider | None = None
+    photo: Photo,
+    box: Sequence[float | int] | None = None,
+    all_faces: bool = False,
+    provider: LandmarkProvider | None = None,
 ) -> list[Face]:
     """The largest face of the photo, or all of them, largest first; never empty.
 
+    Where some landmarks can be trusted (Face.sure), faces whose cannot are left out.
     With `box` (x0, y0, x1, y1) no face is searched for: the landmarks are placed in it.
     """
     provider = DlibProvider() if provider is None else provider
-    if box is not None:
-        box = _checked_box(box, photo)
-    faces = provider.faces(photo, box, all_faces)
-    faces = sorted(faces, key=lambda face: face.box[2] - face.box[0], reverse=True)
+    region = None if box is None else _checked_box(box, photo)
+    faces = provider.faces(photo, region, all_faces)
+    trusted = [face for face in faces if face.sure]
+    if trusted and all_faces:
+        for face in faces:
+            if not face.sure:
+                log.info(f"{photo.path}: what may be a face {_where(face.box)} is left out; --box x0,y0,x1,y1 fits it.")
+    faces = sorted(trusted or faces, key=lambda face: face.box[2] - face.box[0], reverse=True)
     if not faces:
         raise NoFaceError(
-            f"{photo.path}: no face was found in {photo.width} x {photo.height} pixels, expected one of at least some "
-            f"40 pixels, seen less than about 50 degrees from the front. Give its place with --box x0,y0,x1,y1 or its "
-            f"points with --landmarks FILE, or use a larger or sharper image."
+            f"{photo.path}: no face was found in {photo.width} x {photo.height} pixels, expected one, upright, of at "
+            f"least some 40 pixels, and turned by less than about 50 degrees. Give its place with --box x0,y0,x1,y1 or "
+            f"its points with --landmarks FILE, or use a larger or sharper image."
         )
     faces = [replace(face, count=len(faces)) for face in faces]
     if len(faces) > 1 and not all_faces:
-        x0, y0, x1, y1 = (round(v) for v in faces[0].box)
         log.info(
-            f"{photo.path}: {len(faces)} faces found, the largest is used (at {x0},{y0},{x1},{y1}); "
+            f"{photo.path}: {len(faces)} faces found, the largest is used ({_where(faces[0].box)}); "
             f"--all-faces fits each, --box x0,y0,x1,y1 picks one."
         )
     chosen = faces if all_faces else faces[:1]
     for face in chosen:
-        if face.spread > UNSURE_SPREAD:
-            x0, y0, x1, y1 = (round(v) for v in face.box)
+        if not face.sure:
             log.warning(
-                f"{photo.path}: the landmarks of the face at {x0},{y0},{x1},{y1} are unsure (turned far to the side, "
+                f"{photo.path}: the landmarks of the face {_where(face.box)} are unsure (turned far to the side, "
                 f"covered or blurred); look at the overlay, and give points with --landmarks FILE where it is wrong."
             )
     return chosen
 
 
-def _checked_box(box: Box, photo: Photo) -> Box:
+def _where(box: Box) -> str:
+    return "at " + ",".join(f"{v:.0f}" for v in box)
+
+
+def _checked_box(box: Sequence[float | int], photo: Photo) -> Box:
     x0, y0, x1, y1 = (float(v) for v in box)
     size = f"{photo.width} x {photo.height}"
     expected = "expected x0,y0,x1,y1 in pixels of the photo as displayed, around the face from brows to chin"
@@ -139,7 +155,7 @@ def _in_photo(points: Float[np.ndarray, "point 2"], photo: Photo) -> Bool[np.nda
 
 # ------------------------------------------------------------------------------------------------------ dlib
 
-UNSURE_SPREAD = 0.02  # of 108 images with known landmarks, 4 of 80 below it and 22 of 28 above were wrong by > 6 %
+UNSURE_SPREAD = 0.02  # of 108 images with known landmarks, 4 of 79 below it and 23 of 29 above were wrong by > 6 %
 _HOG_LONG_SIDE = 1024  # px: HOG sees faces from 80 px, so from a thirteenth of the photo; 0.05 s
 _UPSAMPLED_LONG_SIDE = 2048  # px; 0.4 s
 _CNN_PIXELS = 500_000  # 6 s a megapixel on two cores, and a gigabyte
@@ -180,7 +196,7 @@ class DlibProvider:
         if box is not None:
             x0, y0, x1, y1 = box
             given = _Region(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), math.sqrt((x1 - x0) * (y1 - y0)))
-            face = _face(photo, given, "box", reach=0.5, smallest=0.35, steady_spread=0.0)
+            face = _face(photo, given, "box", 0.0, reach=0.5, smallest=0.35)
             return [] if face is None else [replace(face, box=box)]
         found: list[Face] = []
         long_side = max(photo.width, photo.height)
@@ -192,17 +208,17 @@ class DlibProvider:
             for region in regions:
                 if any(_overlap(region.box, face.box) > 0.3 for face in found):
                     continue
-                face = _face(photo, region, source)
+                # Beside a good face, a doubtful one is not worth the search.
+                steady_spread = math.inf if not all_faces and any(face.sure for face in found) else _STEADY_SPREAD
+                face = _face(photo, region, source, steady_spread)
                 if face is not None:
                     found.append(face)
-            if found and not all_faces:
+            if not all_faces and any(face.sure for face in found):
                 break
         return found
 
 
-def _face(
-    photo: Photo, region: _Region, source: str, steady_spread: float = _STEADY_SPREAD, **search: float
-) -> Face | None:
+def _face(photo: Photo, region: _Region, source: str, steady_spread: float, **search: float) -> Face | None:
     """The face of a region, or None where too little of it is in the photo."""
     best = region
     points, spread = _predict(photo, region)
@@ -216,12 +232,11 @@ def _face(
                 continue
             other_points, other_spread = _predict(photo, other)
             value = other_spread * (1 + abs(other.roll) / math.radians(90))
-            if value < least:
+            if value < 0.8 * least:
                 best, points, spread, least = other, other_points, other_spread, value
     inside = _in_photo(points, photo)
     if inside.sum() < 6 or inside[INNER_LANDMARKS].sum() < 4:
-        x0, y0, x1, y1 = (round(v) for v in best.box)
-        log.info(f"{photo.path}: the face at {x0},{y0},{x1},{y1} shows {inside.sum()} of 68 points and is ignored.")
+        log.info(f"{photo.path}: the face {_where(best.box)} shows {inside.sum()} of 68 points and is left out.")
         return None
     # Beyond the border the predictor continues its average face: no observation.
     points = np.where(inside[:, None], points, np.nan)
@@ -233,7 +248,7 @@ def _face(
 def _hog_regions(photo: Photo, scale: float) -> Iterator[_Region]:
     image = _resized(photo, scale)
     boxes, scores, _ = _models().hog.run(image, 0, 0.0)
-    for box, score in zip(boxes, scores, strict=True):
+    for box, score in zip(boxes, scores, strict=True):  # best first
         yield replace(_region(box, scale), score=score)
 
 
@@ -255,9 +270,10 @@ def _refined(photo: Photo, region: _Region, face_px: int, reach: float = 0.4, sm
 
     `reach` is how far its centre may be off, `smallest` how much smaller it may be, in sides of the region.
     """
+    near = _neighbourhood(photo, region, face_px)
     best, best_value = None, -math.inf
     for roll in _ROLLS:
-        image, to_photo = _upright(photo, replace(region, roll=roll), face_px)
+        image, to_photo = near.upright(replace(region, roll=roll), face_px)
         boxes, scores, _ = _models().hog.run(image, 0, _REFINE_THRESHOLD)
         for box, score in zip(boxes, scores, strict=True):
             found = _region(box, 1.0)
@@ -295,7 +311,7 @@ def _turned(region: _Region, points: Float[np.ndarray, "68 2"], roll: float) -> 
 
 def _predict_upright(photo: Photo, region: _Region) -> tuple[Float[np.ndarray, "68 2"], float]:
     models = _models()
-    image, to_photo = _upright(photo, region, _FACE_PX)
+    image, to_photo = _neighbourhood(photo, region, _FACE_PX).upright(region, _FACE_PX)
     middle = image.shape[0] / 2
     answers = []
     for dx, dy, scale in _MOVES:
@@ -336,25 +352,39 @@ def _resized(photo: Photo, scale: float) -> UInt8[np.ndarray, "height width 3"]:
     return np.asarray(Image.fromarray(reduced).resize(size, Image.Resampling.BILINEAR, box=box))
 
 
-def _upright(photo: Photo, region: _Region, face_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], Any]:
-    """The region with a margin, turned upright, its side at face_px; and the map of its pixels to the photo's."""
+@dataclass(frozen=True)
+class _Neighbourhood:
+    """What surrounds a region, however it is turned, at about the size that is needed of it."""
+
+    image: Any  # pillow's
+    origin: Float[np.ndarray, "2"]  # of the image, in the photo
+    step: int  # photo pixels per pixel
+
+    def upright(self, region: _Region, face_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], Any]:
+        """The region with a margin, turned upright, its side at face_px; and the map of its pixels to the photo's."""
+        from PIL import Image
+
+        size = round(face_px * (1 + 2 * _MARGIN))
+        turn = region.side / face_px * _rotation(region.roll)
+        origin = region.centre - turn @ [size / 2, size / 2]
+        (a, b), (c, d) = turn / self.step
+        x, y = (origin - self.origin) / self.step
+        affine = (a, b, x, c, d, y)
+        # Black beyond the photo, as dlib itself reads it.
+        image = self.image.transform((size, size), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
+        return np.asarray(image), lambda points: points @ turn.T + origin
+
+
+def _neighbourhood(photo: Photo, region: _Region, face_px: int) -> _Neighbourhood:
     from PIL import Image
 
-    size = round(face_px * (1 + 2 * _MARGIN))
-    scale = region.side / face_px  # photo px per px
-    turn = scale * _rotation(region.roll)
-    origin = region.centre - turn @ [size / 2, size / 2]
-    corners = origin + np.array([[0, 0], [size, 0], [0, size], [size, size]]) @ turn.T
-    limit = [photo.width, photo.height]
-    low = np.clip(np.floor(corners.min(axis=0)) - 2, 0, np.array(limit) - 1).astype(int)
-    high = np.clip(np.ceil(corners.max(axis=0)) + 2, low + 1, limit).astype(int)
-    step = max(1, round(scale))
-    part = Image.fromarray(photo.pixels[low[1] : high[1], low[0] : high[0]]).reduce(step)
-    (a, b), (c, d) = turn / step
-    x, y = (origin - low) / step
-    # Black beyond the photo, as dlib itself reads it.
-    image = part.transform((size, size), Image.Transform.AFFINE, (a, b, x, c, d, y), Image.Resampling.BILINEAR)
-    return np.asarray(image), lambda points: points @ turn.T + origin
+    radius = region.side * (0.5 + _MARGIN) * math.sqrt(2) + 2
+    limit = np.array([photo.width, photo.height])
+    low = np.clip(np.floor(region.centre - radius), 0, limit - 1).astype(int)
+    high = np.clip(np.ceil(region.centre + radius), low + 1, limit).astype(int)
+    step = max(1, round(region.side / face_px))
+    part = Image.fromarray(photo.pixels[low[1] : high[1], low[0] : high[0]])
+    return _Neighbourhood(part.reduce(step), low.astype(float), step)
 
 
 # ---------------------------------------------------------------------------------------------- trained files

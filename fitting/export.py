@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
+from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
 from fitting.fit import Fit
@@ -71,7 +72,7 @@ def write_results(
         return result
 
     arrays = fit_arrays([fit])
-    np.savez_compressed(folder / "fit.npz", **arrays)
+    np.savez_compressed(folder / "fit.npz", allow_pickle=False, **arrays)
     if np.isfinite(arrays["vertices"]).all() and np.isfinite(arrays["K"]).all():
         texture = timed("texture", lambda: face_texture(fit, photo, texture_size, mask))
         timed("meshes", lambda: _write_meshes(folder, fit, arrays, texture))
@@ -202,12 +203,14 @@ def write_head_glb(
 ) -> None:
     """Write the neutral head of one identity with all its blendshapes; the file opens in `expression`."""
     weights = {} if expression is None else dict(zip(model.expression_names, expression.tolist(), strict=True))
+    neutral = np.asarray(model.neutral(jnp.asarray(identity)), np.float64)
     write_glb(
         path,
-        np.asarray(model.neutral(jnp.asarray(identity)), np.float64),
+        neutral,
         np.asarray(model.triangles),
         np.asarray(model.uv),
         texture=texture,
+        opacity=_lash_opacity(model, neutral),
         groups=part_triangles(model),
         targets=blendshapes(model, identity),
         target_weights=weights,
@@ -217,6 +220,18 @@ def write_head_glb(
         extras={"model": _provenance(model), "mouthClose": "meant for a jawOpen at least as large"},
         copyright=f"head model {model.provenance.name}: {model.provenance.licence}",
     )
+
+
+def _lash_opacity(model: MorphableModel, vertices: Float[np.ndarray, "vertex 3"]) -> Float[np.ndarray, " vertex"]:
+    """Lashes are sheets; thinning out with the distance from the lid they look like hairs."""
+    opacity = np.ones(len(vertices))
+    skin = KDTree(vertices[model.part("skin").vertices]) if "skin" in model.part_names else None
+    for name in model.part_names:
+        if skin is not None and name.startswith("lashes"):
+            hairs = model.part(name).vertices
+            distance, _ = skin.query(vertices[hairs])
+            opacity[hairs] = 0.85 * (1.0 - distance / max(float(distance.max()), 1e-6)) ** 2
+    return opacity
 
 
 def _provenance(model: MorphableModel) -> dict[str, str]:

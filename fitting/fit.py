@@ -37,7 +37,7 @@ class Settings:
     skin_blocks: int = 8  # of 512 skin samples that are prepared
     jaw_along_mm: float = 15.0  # how freely jaw points slide
     expression_sigma: float = 0.25  # of blendshape weights
-    photometric_sigma: float = 0.4  # for 2000 samples
+    photometric_sigma: float = 0.3  # for 2000 samples
     photometric_cutoff: float = 0.07  # residuals beyond it count as outliers
     saturation: float = 0.93  # pixels brighter than this say nothing
     focal_over_size: float = 1.4  # prior on the focal length, over the photo's longer side ...

@@ -17,8 +17,8 @@ from PIL import Image
 
 _MILLIMETRES_PER_METRE = 1000.0
 # A displacement below this is the rounding of the stored basis (a micrometre), not a movement; a normal turned by
-# less than three degrees is not worth its bytes.
-_STILL_MM, _TURNED = 1e-3, 0.05
+# less than four degrees is not worth its bytes.
+_STILL_MM, _TURNED = 1e-3, 0.07
 
 # glTF 2.0 enumerations (section 5 of the specification)
 _BYTE_TYPES = {"f4": 5126, "u1": 5121, "u2": 5123, "u4": 5125}
@@ -65,6 +65,7 @@ def write_glb(
     uv: Float[np.ndarray, "vertex 2"],
     *,
     texture: UInt8[np.ndarray, "height width 3"] | None = None,
+    opacity: Float[np.ndarray, " vertex"] | None = None,
     groups: Mapping[str, np.ndarray] | None = None,
     targets: Mapping[str, np.ndarray] | None = None,
     target_weights: Mapping[str, float] | None = None,
@@ -73,13 +74,14 @@ def write_glb(
     generator: str = "facefit",
     copyright: str | None = None,
     extras: Mapping[str, Any] | None = None,
-    jpeg_quality: int = 92,
+    jpeg_quality: int = 90,
     morph_normals: bool = True,
 ) -> None:
     """Write one binary glTF: a skinned mesh with named morph targets, its texture inside, and the photo's
     camera.
 
-    `groups` (part name -> triangle indices) become primitives with a material each. `targets` maps a
+    `groups` (part name -> triangle indices) become primitives with a material each; where their `opacity` is
+    below 1 they are blended. `targets` maps a
     blendshape to the displacement of every vertex (mm) at weight 1; only moved vertices are stored.
     `target_weights` are the weights the file opens with. `camera` is a pinhole camera with `to_opencv()`,
     `height` and `width`; glTF has no principal point, so the file's camera looks along the axis and the
@@ -104,17 +106,22 @@ def write_glb(
     primitives, materials = [], {}
     image = None if texture is None else file.texture(texture, jpeg_quality)
     for part, chosen in (groups or {"skin": slice(None)}).items():
-        kind = next((k for k in _MATERIALS if part.startswith(k)), "skin")
-        if kind not in materials:
-            materials[kind] = file.material(kind, image, **_MATERIALS[kind])
         used, local = np.unique(triangles[chosen], return_inverse=True)
         if len(used) == 0:
             continue
+        kind = next((k for k in _MATERIALS if part.startswith(k)), "skin")
+        blended = opacity is not None and float(opacity[used].min()) < 1.0
+        if kind not in materials:
+            materials[kind] = file.material(kind, image, blended=blended, **_MATERIALS[kind])
         attributes = g.Attributes(
             POSITION=file.accessor(_metres(vertices[used]), "f4", bounds=True, target=_ARRAY_BUFFER),
             NORMAL=file.accessor(normals[used], "f4", target=_ARRAY_BUFFER),
             TEXCOORD_0=file.accessor(uv[used], "f4", target=_ARRAY_BUFFER),
         )
+        if opacity is not None and blended:
+            colours = np.full((len(used), 4), 255, np.uint8)
+            colours[:, 3] = np.rint(255 * np.clip(opacity[used], 0.0, 1.0))
+            attributes.COLOR_0 = file.accessor(colours, "u1", normalized=True, target=_ARRAY_BUFFER)
         if skeleton is not None:
             joints, weights = _four_influences(skeleton.weights[used])
             attributes.JOINTS_0 = file.accessor(joints, "u1", target=_ARRAY_BUFFER)
@@ -269,12 +276,21 @@ class _GlbBuilder:
         self.gltf.textures.append(g.Texture(source=0, sampler=0))
         return 0
 
-    def material(self, name: str, texture: int | None, roughness: float, double_sided: bool) -> int:
+    def material(self, name: str, texture: int | None, roughness: float, double_sided: bool, blended: bool) -> int:
         g = self.g
         surface = g.PbrMetallicRoughness(metallicFactor=0.0, roughnessFactor=roughness)
         if texture is not None:
             surface.baseColorTexture = g.TextureInfo(index=texture)
-        self.gltf.materials.append(g.Material(name=name, pbrMetallicRoughness=surface, doubleSided=double_sided))
+        mode = "BLEND" if blended else "OPAQUE"
+        self.gltf.materials.append(
+            g.Material(
+                name=name,
+                pbrMetallicRoughness=surface,
+                doubleSided=double_sided,
+                alphaMode=mode,
+                alphaCutoff=None,  # only meant for the third mode
+            )
+        )
         return len(self.gltf.materials) - 1
 
     def skin(self, skeleton: Skeleton) -> int:

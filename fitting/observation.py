@@ -12,7 +12,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+Box = Sequence[float | int] | Float[np.ndarray, "4"]
 LANDMARK_COUNT = 68
 INNER_LANDMARKS = slice(17, 68)  # brows, nose, eyes, mouth: all but the jaw line
 MAX_PIXELS = 400_000_000  # beyond it a file is taken for a decompression bomb
@@ -28,7 +29,8 @@ MAX_PIXELS = 400_000_000  # beyond it a file is taken for a decompression bomb
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "AVIF")
 _EXPECTED = "a JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, TGA, JPEG 2000 or AVIF picture"
 # What pillow's decoders raise on damaged files, found by flipping and cutting bytes of each format.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError)
+_DAMAGE += (struct.error, zlib.error)
 
 
 class PhotoError(ValueError):
@@ -78,14 +80,12 @@ class Photo:
         """sRGB-encoded floats in [0, 1]; 12 bytes a pixel, so crop large photos instead."""
         return _ENCODED[self.pixels]
 
-    def crop_srgb(
-        self, box: tuple[float, float, float, float], size: int
-    ) -> tuple[Float[np.ndarray, "size size 3"], Bool[np.ndarray, "size size"]]:
+    def crop_srgb(self, box: Box, size: int) -> tuple[Float[np.ndarray, "size size 3"], Bool[np.ndarray, "size size"]]:
         """As crop_linear, but sRGB-encoded, and averaged so, as pictures made for display are."""
         return crop(self.pixels, box, size, _ENCODED), _inside(self.pixels, box, size)
 
     def crop_linear(
-        self, box: tuple[float, float, float, float], size: int
+        self, box: Box, size: int
     ) -> tuple[Float[np.ndarray, "size size 3"], Bool[np.ndarray, "size size"]]:
         """The box (x0, y0, width, height) at size x size, linear RGB, and which of its pixels the photo has.
 
@@ -96,7 +96,7 @@ class Photo:
 
 def crop(
     image: UInt8[np.ndarray, "height width ..."] | Bool[np.ndarray, "height width"],
-    box: tuple[float, float, float, float],
+    box: Box,
     size: int,
     values: Float[np.ndarray, "code"] = _ENCODED,
 ) -> Float[np.ndarray, "size size ..."]:
@@ -143,9 +143,7 @@ def _resampling(start: float, length: float, size: int, count: int) -> tuple[Any
     return sp.csr_matrix(entries, shape=(size, stop - first)), first, stop
 
 
-def _inside(
-    image: UInt8[np.ndarray, "height width 3"], box: tuple[float, float, float, float], size: int
-) -> Bool[np.ndarray, "size size"]:
+def _inside(image: UInt8[np.ndarray, "height width 3"], box: Box, size: int) -> Bool[np.ndarray, "size size"]:
     x0, y0, width, height = box
     x = x0 + (np.arange(size) + 0.5) * width / size
     y = y0 + (np.arange(size) + 0.5) * height / size
@@ -231,8 +229,8 @@ def _decode(path: Path, max_pixels: int) -> Photo:
                 f"expected at most {max_pixels / 1e6:.0f}. Scale the photo down or cut out the face."
             )
         sixteen_bit = ";16" in str(image.tile) or image.mode.startswith("I")  # the mode alone hides it for RGB
-        frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
         try:
+            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
             image.load()
         except _DAMAGE as cause:
             raise PhotoError(f"{path}: the picture is damaged or cut short ({cause}), {damaged}.") from cause
@@ -479,9 +477,10 @@ def _read_npy(path: Path) -> Float[np.ndarray, "..."]:
 def _check_landmarks(
     points: Float[np.ndarray, "68 2"], path: Path, photo: Photo | None, min_points: int, min_inner_points: int
 ) -> None:
-    finite, hidden = np.isfinite(points).all(axis=1), np.isnan(points).all(axis=1)
-    if not (finite | hidden).all():
-        row = int(np.argmin(finite | hidden))
+    finite = np.all(np.isfinite(points), axis=1)
+    meant = np.logical_or(finite, np.all(np.isnan(points), axis=1))
+    if not np.all(meant):
+        row = int(np.argmin(meant))
         raise LandmarkError(
             f"{path}: point {row} is {points[row].tolist()}, expected two finite numbers, or two NaN if it is hidden."
         )

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fitting.fit import Fit
 from fitting.observation import Photo
+from fitting.texture_map import solid_triangles
 from morphable.colour import linear_to_srgb, srgb_to_linear
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
@@ -129,11 +130,8 @@ def _touches(box: tuple[int, int, int], photo: Photo) -> bool:
 
 
 def _drawable(model: MorphableModel, vertices) -> Mesh:
-    """The head without its lashes: sheets of hairs, which drawn opaque look like thick paint."""
-    triangles = np.asarray(model.triangles)
-    lashes = [i for i, name in enumerate(model.part_names) if name.startswith("lashes")]
-    kept = ~np.isin(np.asarray(model.part_of_vertex)[triangles[:, 0]], lashes)
-    return Mesh(jnp.asarray(vertices), jnp.asarray(triangles[kept]), model.uv)
+    """The head without its lashes, which drawn opaque look like thick paint."""
+    return Mesh(jnp.asarray(vertices), jnp.asarray(solid_triangles(model)), model.uv)
 
 
 def _rendered(mesh: Mesh, camera: Pinhole, light, albedo):

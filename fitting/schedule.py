@@ -38,6 +38,7 @@ class Stage:
     identity_components: int | None = None  # the first ones; None for all
     albedo_components: int | None = None
     relight: bool = False  # start from the closed-form light for the present shape and albedo
+    landmark_noise: float = 1.0  # factor on the landmarks' deviations
 
     def row(self, layout: Layout, free_units: Float[Array, " unit"]) -> "StageRow":
         """The stage as traced numbers, so that the compiled program does not depend on it."""
@@ -59,6 +60,7 @@ class Stage:
             integer(self.level),
             integer(self.blocks if self.photometric else 0),
             integer(self.relight),
+            jnp.asarray(self.landmark_noise, jnp.float32),
         )
 
 
@@ -71,6 +73,7 @@ class StageRow(eqx.Module):
     level: Int[Array, ""]
     blocks: Int[Array, ""]
     relight: Int[Array, ""]
+    landmark_noise: Float[Array, ""]
 
 
 SHAPE = ("identity", "expression", "pose", "focal")
@@ -121,14 +124,15 @@ class Problem(eqx.Module):
         m = self.model
         part = lambda s: PointBasis(m.landmarks.mean[s], m.landmarks.modes[s])  # noqa: E731
         units = m.free_units.shape[0]
+        noise = row.landmark_noise
         return (
-            LandmarkTerm(part(slice(17, 68)), self.points_px[17:], self.sigma_px[17:], self.centre),
+            LandmarkTerm(part(slice(17, 68)), self.points_px[17:], noise * self.sigma_px[17:], self.centre),
             JawTerm(
                 part(slice(0, 17)),
                 m.contour,
                 self.points_px[:17],
-                self.sigma_px[:17],
-                self.sigma_along_px,
+                noise * self.sigma_px[:17],
+                noise * self.sigma_along_px,
                 self.centre,
             ),
             PhotometricTerm(

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from scipy.ndimage import distance_transform_edt, maximum_filter, minimum_filter, uniform_filter
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from fitting.fit import Fit
 from fitting.observation import Photo, crop
@@ -25,7 +25,7 @@ from renderer.shade import interpolate, unit
 from renderer.texture import dilate, sample_texture, texel_table, unwrap
 
 _CROP = 1024  # side of the square of the photo that is unwrapped; one size, so one compilation
-_DARK = 0.004  # added to both colours of a ratio: one step of an 8-bit photo, so that black is not minus infinity
+_DARK = 0.008  # added to both colours of a ratio: the noise of an 8-bit photo, so that black is not minus infinity
 _SATURATED = 0.92  # linear; a channel at its end stop does not tell a colour
 _MASKS = ("face", "scalp", "ears", "interior", "lids", "lips", "brows", "beard", "iris", "sclera")
 
@@ -73,6 +73,13 @@ def model_texture(
     return _finish(colour, np.asarray(table.triangle_ids) >= 0)
 
 
+def solid_triangles(model: MorphableModel) -> Int[np.ndarray, "triangle 3"]:
+    """All triangles but the lashes': sheets of hairs, which are no opaque surface and hide the skin behind them."""
+    triangles = np.asarray(model.triangles)
+    lashes = [i for i, name in enumerate(model.part_names) if name.startswith("lashes")]
+    return triangles[~np.isin(np.asarray(model.part_of_vertex)[triangles[:, 0]], lashes)]
+
+
 def _finish(colour: ColourMap, valid: Bool[np.ndarray, "row column"]) -> UInt8[np.ndarray, "row column 3"]:
     encoded = np.asarray(linear_to_srgb(jnp.clip(jnp.asarray(colour), 0.0, 1.0)))
     return np.rint(255 * dilate(encoded, valid)).astype(np.uint8)
@@ -81,12 +88,16 @@ def _finish(colour: ColourMap, valid: Bool[np.ndarray, "row column"]) -> UInt8[n
 def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
     model = fit.model
     count = len(mesh.vertices)
-    skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
+    skin = np.ones(count, bool)
+    if "skin" in model.part_names:
+        skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
     masks = {name: np.asarray(model.masks.get(name, jnp.zeros(count)), np.float32) for name in _MASKS}
     if "face" not in model.masks:
         masks["face"] = skin.astype(np.float32)
     per_vertex = jnp.stack([jnp.asarray(v) for v in (skin, _near_face(model, masks, skin), *masks.values())], axis=1)
-    ids, flat = _texels(mesh, model.mirror, fit.camera.rotation, jnp.asarray(fit.light), per_vertex, size)
+    albedo = model.albedo_linear(jnp.asarray(fit.albedo))
+    vertex = jnp.concatenate([albedo, mesh.normals, model.uv[model.mirror], per_vertex], axis=1)
+    ids, flat = _texels(vertex, model.uv, model.triangles, fit.camera.rotation, jnp.asarray(fit.light), size)
     flat = np.asarray(flat)
     named = {name: flat[..., 10 + k] for k, name in enumerate(masks)}
     albedo = np.maximum(flat[..., :3], 1e-3)
@@ -105,20 +116,18 @@ def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
 
 
 @eqx.filter_jit
-def _texels(mesh: Mesh, mirror, rotation, light, per_vertex: Float[Array, "vertex column"], size: int):
-    """Triangle id, then albedo (3), shade (3), mirrored uv (2) and the given columns of each texel."""
-    table = texel_table(mesh.uv, mesh.triangles, size)
-    normals = jnp.matmul(mesh.normals, rotation.T, precision="highest")
-    columns = jnp.concatenate([mesh.albedo, normals, mesh.uv[mirror], per_vertex], axis=1)
-    flat = interpolate(columns, mesh.triangles, *table)
-    shade = sh_basis(unit(flat[..., 3:6])) @ light
+def _texels(vertex: Float[Array, "vertex column"], uv, triangles, rotation, light, size: int):
+    """Triangle id and vertex columns of each texel, with the normals (columns 3 to 5) turned into shade."""
+    table = texel_table(uv, triangles, size)
+    flat = interpolate(vertex, triangles, *table)
+    shade = sh_basis(unit(flat[..., 3:6]) @ rotation.T) @ light
     return table.triangle_ids, jnp.concatenate([flat[..., :3], shade, flat[..., 6:]], axis=-1)
 
 
 def _near_face(model: MorphableModel, masks, skin: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:
     """How far the photo may be believed to show skin or hair: clothes and background begin behind and below."""
     points = np.asarray(model.mean)
-    to_face, _ = cKDTree(points[(masks["face"] > 0.5) & skin]).query(points)
+    to_face, _ = KDTree(points[(masks["face"] > 0.5) & skin]).query(points)
     jaw = np.asarray(model.landmarks(model.mean))[:17]
     order = np.argsort(jaw[:, 2])
     above_jaw = points[:, 1] - np.interp(points[:, 2], jaw[order, 2], jaw[order, 1])
@@ -137,7 +146,7 @@ def _credible(shade: ColourMap, face: Map, scalp: Map) -> ColourMap:
     seen = shade[face > 0.5]
     usual = np.percentile(seen, 75, axis=0) if len(seen) else shade.mean(axis=(0, 1))
     level = float(usual.mean())
-    raised = 0.5 * (brightness + np.sqrt(brightness**2 + (0.5 * level) ** 2))
+    raised = 0.5 * (brightness + np.sqrt(brightness**2 + (0.3 * level) ** 2))
     certain = _step(brightness, 0.2 * level, 0.7 * level)
     colour = certain * shade / np.maximum(brightness, 1e-3) + (1.0 - certain) * usual / level
     flat = (raised / level) ** (-0.5 * scalp[..., None])
@@ -162,43 +171,45 @@ def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple
     camera = fit.camera.crop(box, _CROP, _CROP)
     picture, inside = photo.crop_linear(box, _CROP)
 
-    # Lashes would hide the skin behind them, and are too thin to be placed to the pixel anyway.
-    lashes = [i for i, name in enumerate(model.part_names) if name.startswith("lashes")]
-    kept = ~np.isin(np.asarray(model.part_of_vertex)[np.asarray(mesh.triangles)[:, 0]], lashes)
-    bare = Mesh(mesh.vertices, mesh.triangles[np.flatnonzero(kept)], mesh.uv)
+    bare = Mesh(mesh.vertices, jnp.asarray(solid_triangles(model)), model.uv)
     usable = inside.astype(np.float32)
     if mask is not None:
         usable *= crop(mask, box, _CROP)
     dim = 1.0 - _step(picture.max(axis=2), _SATURATED, 1.0)
     pixels_per_mm = float(camera.focal.mean() / camera.pose.translation()[2])
-    gauges = np.stack([usable, _clearance(bare, camera, pixels_per_mm), dim], axis=2)
+    clearance, rim = _clearance(bare, camera, pixels_per_mm)
+    gauges = np.stack([usable, clearance * (0.15 + 0.85 * dim), rim], axis=2)
 
     colour, cosine = (np.asarray(a) for a in unwrap(jnp.asarray(picture), bare, camera, size))
     gauges = np.asarray(unwrap(jnp.asarray(gauges), bare, camera, size)[0])
     ratio = np.log((colour + _DARK) / (layout.plain * layout.shade + _DARK))
     ratio = np.where(cosine[..., None] > 0, ratio, 0.0)
-    trust = _step(cosine, 0.2, 0.65) * _step(gauges[..., 0], 0.5, 1.0) * gauges[..., 1]
-    trust = trust * (0.15 + 0.85 * gauges[..., 2]) * layout.near_face
-    return ratio, (trust * _looks_like_skin(ratio, trust, layout)).astype(np.float32)
+    trust = _step(cosine, 0.2, 0.65) * _step(gauges[..., 0], 0.9, 1.0) * gauges[..., 1] * layout.near_face
+    return ratio, (trust * _looks_like_skin(ratio, trust, gauges[..., 2], layout)).astype(np.float32)
 
 
-def _clearance(mesh: Mesh, camera, pixels_per_mm: float) -> Map:
-    """0 at outlines, where a fit that is off by a millimetre sees the wrong thing, 1 well inside of them."""
+def _clearance(mesh: Mesh, camera, pixels_per_mm: float) -> tuple[Map, Map]:
+    """0 at outlines, where a fit that is off by a millimetre sees the wrong thing, 1 well inside of them.
+
+    The second map is 1 along the head's outline, as far inside as a poor fit lets the background reach.
+    """
     ids = visibility(camera, mesh.vertices, mesh.triangles)
     points = camera.to_camera(mesh.vertices)
     weights = barycentrics(camera.project_camera(points), points[:, 2], mesh.triangles, ids)
     depth = np.asarray(interpolate(points[:, 2:], mesh.triangles, ids, weights))[..., 0]
     covered = np.asarray(ids) >= 0
-    to_background = distance_transform_edt(covered) / pixels_per_mm
+    to_background = np.asarray(distance_transform_edt(covered)) / pixels_per_mm
     jump = maximum_filter(depth, 3) - minimum_filter(np.where(covered, depth, np.inf), 3) > 5.0
-    to_jump = distance_transform_edt(~jump) / pixels_per_mm
-    return (_step(to_background, 3.0, 12.0) * _step(to_jump, 0.5, 2.5)).astype(np.float32)
+    to_jump = np.asarray(distance_transform_edt(~jump)) / pixels_per_mm
+    clearance = _step(to_background, 3.0, 12.0) * _step(to_jump, 0.5, 2.5)
+    return clearance.astype(np.float32), (1.0 - _step(to_background, 15.0, 30.0)).astype(np.float32)
 
 
-def _looks_like_skin(ratio: ColourMap, trust: Map, layout: _Layout) -> Map:
+def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: _Layout) -> Map:
     """0 on lips and lids where the photo shows teeth, the dark of the mouth, the white of an eye, an iris or lashes.
 
-    A fit's mouth and eyes are never open exactly as far as the photo's. Skin is redder than teeth and eyeballs.
+    A fit's mouth and eyes are never open exactly as far as the photo's, nor is its outline exactly the photo's. Skin
+    is redder than teeth, eyeballs and most backgrounds.
     """
     tone = _tone(ratio, trust, layout)
     difference = ratio - tone
@@ -208,7 +219,9 @@ def _looks_like_skin(ratio: ColourMap, trust: Map, layout: _Layout) -> Map:
     lips = np.clip(3.0 * _blur(layout.masks["lips"], 0.004), 0.0, 1.0)
     lid_like = _step(redness, -0.3, -0.12) * _step(brightness, -0.75, -0.45)
     lip_like = _step(redness, -0.15, 0.0) * _step(brightness, -1.3, -0.9)
-    unlike = 1.0 - (1.0 - lids * (1.0 - lid_like)) * (1.0 - lips * (1.0 - lip_like))
+    near = rim * (1.0 - np.clip(layout.masks["scalp"] + lids + lips, 0.0, 1.0))
+    near_like = _step(redness, -0.3, -0.12) * (1.0 - _step(brightness, 0.5, 0.8))
+    unlike = lids * (1.0 - lid_like) + lips * (1.0 - lip_like) + near * (1.0 - near_like)
     return 1.0 - np.clip(5.0 * _blur(unlike, 0.005) - 0.3, 0.0, 1.0)
 
 
@@ -218,12 +231,15 @@ def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     tone = _tone(ratio, trust, layout)
     eyes = _eye_brightness(ratio, layout)
     ratio = tone + _limit(ratio - tone, trust, layout)
-    mirrored, mirror_trust = _sample(ratio, trust, layout.mirror_uv)
+    plain = np.log(layout.plain)
+    mirrored, mirror_trust = _sample(ratio + plain, trust, layout.mirror_uv)
+    mirrored = mirrored - plain  # what the other side shows is a colour, whatever the model expects here
     mirror_trust = layout.skin * mirror_trust
     # The other side is brighter or darker by what the fitted light got wrong; as known where both sides are seen.
     surely = _step(trust * mirror_trust, 0.5, 1.0)
     mirrored = mirrored + np.clip(_continue(ratio - mirrored, surely, np.zeros(3), fade=0.05), -0.3, 0.3)
-    mirror_trust = mirror_trust * (1.0 - trust)
+    # Specks that the photo does not show are better continued from around them.
+    mirror_trust = mirror_trust * (1.0 - np.clip(2.0 * np.maximum(trust, _blur(trust, 0.008)), 0.0, 1.0))
     total = trust + mirror_trust
     both = (ratio * trust[..., None] + mirrored * mirror_trust[..., None]) / np.maximum(total, 1e-6)[..., None]
     hair = _blur(masks["scalp"], 0.02) * (1.0 - masks["ears"]) * layout.skin
@@ -268,15 +284,18 @@ def _limit(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     """
     brightness = ratio.mean(axis=2, keepdims=True)
     split = np.concatenate([brightness, ratio - brightness], axis=2)  # brightness and colour
-    known = (trust > 0.02).astype(np.float32)[..., None]
-    broad = _blur(split * known, 0.03) / np.maximum(_blur(known, 0.03), 1e-3)
+    features = np.clip(4.0 * (layout.masks["brows"] + layout.masks["lips"]), 0.0, 1.0)
+    plain = np.where(trust > 0.02, 1.0 - features, 0.0)[..., None]
+    broad = _blur(split * plain, 0.035) / np.maximum(_blur(plain, 0.035), 1e-3)
     detail = split - broad
-    skin = (1.0 - np.clip(layout.masks["scalp"] + layout.masks["beard"], 0.0, 1.0))[..., None]
-    dark = 2.0 - 1.65 * skin  # hair and beard may be much darker than skin
-    limited = _knee(broad[..., :1], 0.35, dark) + _knee(detail[..., :1], 0.25, 2.5)
-    colour = _knee(broad[..., 1:], 0.15, 0.15) + _knee(detail[..., 1:], 0.4, 0.4)
+    fringe = 3.0 * _blur(layout.masks["scalp"], 0.05)  # hair hangs over the forehead
+    skin = (1.0 - np.clip(fringe + layout.masks["beard"], 0.0, 1.0))[..., None]
+    dark = 2.0 - 1.85 * skin  # hair and beard may be much darker than skin
+    limited = _knee(broad[..., :1], 0.15, dark) + _knee(detail[..., :1], 0.25, 2.5)
+    colour = _knee(broad[..., 1:], 0.08, 0.08) + _knee(detail[..., 1:], 0.4, 0.4)
     gloss = skin * _step(brightness, 0.05, 0.5)  # it has the lamp's colour, not the skin's
-    return limited + colour * (1.0 - 0.7 * gloss)
+    black = _step(-brightness, 1.0, 2.2)  # has hardly a colour, and a noisy one
+    return limited + colour * (1.0 - 0.7 * np.maximum(gloss, black))
 
 
 def _knee(x: np.ndarray, high: float, low: float | np.ndarray) -> np.ndarray:
@@ -284,9 +303,9 @@ def _knee(x: np.ndarray, high: float, low: float | np.ndarray) -> np.ndarray:
     return x - 0.8 * np.maximum(x - high, 0.0) + 0.8 * np.maximum(-low - x, 0.0)
 
 
-def _sample(ratio: ColourMap, trust: Map, uv: Float[np.ndarray, "row column 2"]) -> tuple[ColourMap, Map]:
+def _sample(values: ColourMap, trust: Map, uv: Float[np.ndarray, "row column 2"]) -> tuple[ColourMap, Map]:
     """A weighted map looked up elsewhere; texels of no weight do not leak into their neighbours."""
-    packed = np.concatenate([ratio * trust[..., None], trust[..., None]], axis=2)
+    packed = np.concatenate([values * trust[..., None], trust[..., None]], axis=2)
     found = np.asarray(_look_up(jnp.asarray(packed), jnp.asarray(uv)))
     return found[..., :3] / np.maximum(found[..., 3:], 1e-6), found[..., 3]
 
@@ -307,7 +326,7 @@ def _blur(values: np.ndarray, sigma: float) -> np.ndarray:
     if window > 16:  # broad blurs do not need every texel
         return _double(_blur(_halve(values) / 4, sigma), height, width)
     for _ in range(3):  # three running means of this width have the variance (window^2 - 1) / 4
-        values = uniform_filter(values, (window, window, *[1] * (values.ndim - 2)), mode="nearest")
+        values = uniform_filter(values, window, mode="nearest", axes=(0, 1))
     return values
 
 

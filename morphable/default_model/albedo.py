@@ -136,7 +136,7 @@ def texture_regions(
     corner_uv = base.uv[base.uv_quads[own]]
     centre = corner_uv.mean(axis=1)
     subquads = topology.subquads.reshape(4, len(topology.quads), 4)[:, span]
-    count = topology.stencil.shape[0]
+    count = topology.subvertices
     out = {}
     for name in names:
         picture = assets.mask_texture(name)
@@ -210,8 +210,8 @@ class Regions:
 
 # Height (mm above the bridge of the nose) of the edge of the scalp's hair at angles around the vertical axis of the
 # skull, from the middle of the forehead over temple, sideburn and ear to the nape.
-_HAIRLINE_DEG = (0, 20, 34, 46, 58, 68, 76, 84, 96, 108, 120, 140, 180)
-_HAIRLINE_MM = (74, 73, 66, 44, 22, -2, -14, 4, 6, -30, -62, -74, -78)
+_HAIRLINE_DEG = (0, 20, 34, 46, 56, 64, 71, 77, 84, 96, 108, 120, 140, 180)
+_HAIRLINE_MM = (74, 73, 67, 52, 34, 14, -6, -14, -10, -14, -34, -62, -74, -78)
 # Half width (mm) of a brow from its outer to its inner end.
 _BROW_WIDTH_MM = (1.3, 2.6, 3.6, 4.1, 3.9, 3.0)
 
@@ -223,7 +223,7 @@ def brow_region(
     lift: float = 0.0,
     tilt: float = 0.0,
 ) -> Float[np.ndarray, "subvertex"]:
-    """Both brows along the landmarks' curve, `lift` mm above it and `tilt` mm more at the outer end than at the inner."""
+    """Both brows along the landmarks' curve, `lift` mm above it, outer ends `tilt` mm up and inner ends down."""
     out = np.zeros(len(vertices))
     for curve in (landmarks[17:22], landmarks[[26, 25, 24, 23, 22]]):
         raised = np.zeros((5, 3))
@@ -294,12 +294,12 @@ def head_regions(
     # Light falls off from the middle of the ball outwards, and from the front of the mouth inwards.
     shade = np.ones(len(v))
     shade[eyeballs] = 1 - 0.45 * smooth_step(angle[eyeballs], 25, 70)
-    inside = teeth | part["tongue"]
-    shade[inside] = 0.08 + 0.92 * smooth_step(z[inside], z[teeth].max() - 22, z[teeth].max() + 2)
+    for inside, depth in ((teeth, 16), (part["tongue"], 45)):
+        shade[inside] = 0.15 + 0.85 * smooth_step(z[inside], z[inside].max() - depth, z[inside].max())
     masks = {
         "skin": skin,
         "lips": lips * on_face,
-        "brows": brow_region(v, l) * on_face,
+        "brows": brow_region(v, l, tilt=0.7) * on_face,
         "lids": lids * on_face,
         "lid_line": lids * np.exp(-((eye_distance / 20) ** 2)) * on_face,
         "sockets": np.exp(-((eye_distance / 18) ** 2)) * on_face,
@@ -309,7 +309,7 @@ def head_regions(
         "beard": beard * on_face,
         "moustache": moustache * on_face,
         "goatee": goatee * on_face,
-        "scalp": smooth_step(above, -5, 6) * (1 - ears) * on_face,
+        "scalp": smooth_step(above, -10, 12) * (1 - ears) * on_face,
         "ears": ears,
         "interior": interior * skin,
         "face": face * on_face,
@@ -370,9 +370,9 @@ def sample_albedo(
     for i in range(count):
         tone = rng.beta(1.0, 1.35)  # 0 lightest, 1 darkest
         melanin = np.log(MELANIN_RANGE[0]) + tone * np.log(MELANIN_RANGE[1] / MELANIN_RANGE[0])
-        blood = np.log(BLOOD * (1 - 0.3 * tone)) + 0.28 * rng.normal()
+        blood = np.log(BLOOD * (1 - 0.3 * tone)) + 0.22 * rng.normal()
         melanin = melanin + field(broad, 0.10) + field(fine, 0.06)
-        blood = blood + field(broad, 0.18) + field(fine, 0.15)
+        blood = blood + field(broad, 0.14) + field(fine, 0.13)
         melanin += r.sockets * normal(0.18, 0.15) + r.ears * normal(0, 0.05)
         melanin += r.lips * (normal(-0.35, 0.15) + 0.35 * tone) + r.forehead * normal(0.06, 0.06)
         blood += r.cheeks * normal(0.28, 0.2) + r.nose * normal(0.25, 0.2) + r.ears * normal(0.4, 0.2)
@@ -381,15 +381,15 @@ def sample_albedo(
 
         blond = rng.beta(0.8, 1.6) * (1 - tone)
         hair = np.array([0.018, 0.014, 0.011]) * (1 - blond) + np.array([0.20, 0.125, 0.055]) * blond
-        if rng.random() < 0.15:
+        if rng.random() < 0.08:
             hair = np.full(3, 0.12 + 0.2 * rng.random())
         stubble = 0.7 * np.array([0.035, 0.033, 0.035]) + 0.3 * hair
-        brows = brow_region(vertices, landmarks, np.exp(normal(0, 0.18)), normal(0, 1.0), normal(0, 0.8))
+        brows = brow_region(vertices, landmarks, np.exp(normal(0, 0.18)), normal(0, 1.0), normal(0.7, 0.8))
         brow = np.clip(normal(0.7, 0.2), 0.15, 0.98)
         bearded = (rng.random() < 0.5) * rng.beta(0.8, 2.2) * 0.85
         moustache, goatee = np.clip(bearded * np.array([normal(1.0, 0.5), normal(1.1, 0.4)]), 0, 0.9)
         beard = bearded * r.beard * (1 - r.moustache - r.goatee) + moustache * r.moustache + goatee * r.goatee
-        scalp = smooth_step(r.above_hairline + normal(0, 5), -5, 6)
+        scalp = smooth_step(r.above_hairline + normal(0, 2.5), -10, 12)
         bald = (rng.random() < 0.2) * rng.random()
         scalp = scalp * (1 - bald * r.crown) * np.clip(rng.beta(1.4, 1.0), 0, 0.97) * (rng.random() < 0.9)
         lashes = np.array([0.02, 0.015, 0.012]) + 0.1 * hair
@@ -400,9 +400,9 @@ def sample_albedo(
         for where, what in (
             (beard, stubble),
             (scalp, 1.2 * hair),
-            (brows * brow, hair),
+            (brows * brow, 0.6 * hair + 0.006),
             (r.lid_line * 0.25, np.zeros(3)),
-            (r.interior, np.array([0.14, 0.035, 0.03])),
+            (r.interior, np.array([0.09, 0.025, 0.02])),
             (r.sclera + r.iris, white),
             (r.iris, eye),
             (r.pupil, np.full(3, 0.008)),

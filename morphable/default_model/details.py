@@ -1,39 +1,44 @@
-"""Eyeballs, eyelashes and teeth, reshaped so that they work on a subdivided mesh without textures.
+"""Eyeballs and eyelashes, reshaped so that they work on a subdivided mesh coloured at its vertices.
 
-Each function returns a matrix that maps the rows of one part to new rows and whose own rows sum to one. It therefore
-applies to the mean as to every mode and expression.
+The reshaping is linear in the rows of a shape, so that it applies to the mean as to every mode and expression.
 """
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.spatial.transform import Rotation
 
 from morphable.default_model.surface import HeadTopology, boundary_loop, pieces
 
-# Rings of eyeball vertices about the gaze axis (degrees): where MakeHuman has them and where they go. Colour is given at
-# vertices, so that the rims of pupil and iris are as sharp as the rings around them are close.
+# Rings of eyeball vertices about the base mesh's gaze (degrees): where MakeHuman has them and where they go. Colour is
+# given at vertices: the rims of pupil and iris are as sharp as the rings around them are close.
 GAZE = np.array([0.0, 0.0, 1.0])
 RINGS_FROM = np.array([11.25, 22.5, 45.0, 67.5, 90.0, 112.5, 135.0, 157.5])
 RINGS_TO = np.array([7.5, 18.5, 25.0, 50.0, 82.0, 110.0, 135.0, 157.5])
 LASH_LENGTH = 0.35  # share of MakeHuman's lashes that is kept: as opaque strips they look like thick eyeliner
 
 
-def ball_matrix(
-    topology: HeadTopology, part: str, points: Float[np.ndarray, "row 3"], centre: Float[np.ndarray, "3"]
-) -> Float[np.ndarray, "ball ball"]:
-    """An eyeball as the affine image of a better ball: vertices in closer rings, and truly round when subdivided.
+def ball_arms(
+    topology: HeadTopology,
+    part: str,
+    points: Float[np.ndarray, "row 3"],
+    centre: Float[np.ndarray, "3"],
+    gaze: Float[np.ndarray, "3"],
+) -> tuple[Float[np.ndarray, "ball 3"], Float[np.ndarray, "ball 3"]]:
+    """From an eyeball's centre to its rows (mm): the base mesh's, and those of a better ball of the same size.
 
-    Subdivision pulls the coarse ball in by 1 to 9 %, most at its eight irregular vertices, and the lids would stand off.
+    The better ball has its rings where the colours want them, looks along `gaze` and is round when subdivided.
+    Subdivision pulls the coarse ball in by 1 to 9 %, most at its eight irregular vertices: the lids would stand off.
     """
     rows = topology.part_rows[part]
-    old = points[rows]
-    arms = old - centre
-    radius = np.linalg.norm(arms, axis=1)
-    along = arms @ GAZE / radius
-    across = arms / radius[:, None] - along[:, None] * GAZE
+    old = points[rows] - centre
+    radius = np.linalg.norm(old, axis=1)
+    along = old @ GAZE / radius
+    across = old / radius[:, None] - along[:, None] * GAZE
     across /= np.linalg.norm(across, axis=1, keepdims=True)
     ring = np.abs(np.degrees(np.arccos(along))[:, None] - RINGS_FROM).argmin(axis=1)
     angle = np.radians(RINGS_TO[ring])
-    arms = radius.mean() * (np.cos(angle)[:, None] * GAZE + np.sin(angle)[:, None] * across)
+    turn = Rotation.align_vectors([gaze], [GAZE])[0]
+    arms = radius.mean() * turn.apply(np.cos(angle)[:, None] * GAZE + np.sin(angle)[:, None] * across)
 
     stencil = topology.stencil[topology.subvertices_of(part)][:, rows].toarray()
     factor = np.ones(len(arms))
@@ -44,11 +49,21 @@ def ball_matrix(
         even = 0.3 * radius.mean() * np.eye(len(factor))  # a weak pull towards equal factors
         wanted = np.r_[radius.mean() - (normal * outer).sum(axis=1), even @ (factor.mean() - factor)]
         factor = factor + np.linalg.lstsq(np.concatenate([slope, even]), wanted, rcond=None)[0]
+    return old, factor[:, None] * arms
 
-    def homogeneous(x):
-        return np.c_[x, np.ones(len(x))]
 
-    return homogeneous(centre + factor[:, None] * arms) @ np.linalg.pinv(homogeneous(old))
+def round_balls(
+    rows: Float[np.ndarray, "*shape ball 3"],
+    centre: Float[np.ndarray, "*shape 3"],
+    old_arms: Float[np.ndarray, "ball 3"],
+    new_arms: Float[np.ndarray, "ball 3"],
+) -> Float[np.ndarray, "*shape ball 3"]:
+    """Eyeballs that keep the centre and size of the given rows and nothing else of their shape.
+
+    MakeHuman's targets also squash and turn the balls. Linear in rows and centre together: it serves mean and modes.
+    """
+    size = ((rows - centre[..., None, :]) * old_arms).sum(axis=(-2, -1)) / (old_arms**2).sum()
+    return centre[..., None, :] + size[..., None, None] * new_arms
 
 
 def lash_grid(

@@ -64,6 +64,7 @@ SIGMA_OF = {
     "neck/neck-trans down|up": 0.10,
     "neck/neck-trans in|out": 0.07,
     "neck/neck-trans backward|forward": 0.10,
+    "ears/l-ear-scale decr|incr": 0.15,
     "ears/l-ear-shape-pointed": 0.08,
     "ears/l-ear-shape-triangle": 0.12,
 }
@@ -365,18 +366,17 @@ def whiten(
     flat = basis.modes.reshape(len(basis.modes), -1)
     root = np.repeat(np.sqrt(weights), 3)
     mean = scale * (basis.mean + np.tensordot(np.where(basis.parity == 1, m, 0.0), basis.modes, 1))
-    modes: list[np.ndarray] = []
-    sizes, parities = [], []
+    blocks, sizes, parities = [], [], []
     for parity in (1, -1):
         own = np.flatnonzero(basis.parity == parity)
         factor = np.linalg.cholesky(s[np.ix_(own, own)])
         loaded = scale * factor.T @ flat[own]
         size, rotation = np.linalg.eigh((loaded * root) @ (loaded * root).T)
-        modes.append(rotation.T @ loaded)
+        blocks.append(rotation.T @ loaded)
         sizes.append(size)
         parities.append(np.full(len(own), parity))
     order = np.argsort(-np.concatenate(sizes), kind="stable")
-    modes = np.concatenate(modes)[order].reshape(-1, *basis.mean.shape)
+    modes = np.concatenate(blocks)[order].reshape(-1, *basis.mean.shape)
     left = np.where(mean[:, 0] > 0, np.sqrt(weights), 0.0)[:, None]
     weighted = (modes * left).reshape(len(modes), -1)
     peak = np.take_along_axis(weighted, np.abs(weighted).argmax(axis=1)[:, None], axis=1)

@@ -45,6 +45,10 @@ class HeadTopology:
         return len(self.base_ids)
 
     @property
+    def subvertices(self) -> int:
+        return int(self.subquads.max()) + 1
+
+    @property
     def triangles(self) -> Int[np.ndarray, "triangle 3"]:
         return triangulate(self.quads)
 
@@ -61,7 +65,7 @@ class HeadTopology:
         return self.subquads.reshape(4, len(self.quads), 4)[:, span].reshape(-1, 4)
 
     def subvertices_of(self, part: str) -> Bool[np.ndarray, "subvertex"]:
-        inside = np.zeros(self.stencil.shape[0], bool)
+        inside = np.zeros(self.subvertices, bool)
         inside[self.subquads_of(part)] = True
         return inside
 
@@ -74,7 +78,7 @@ class HeadTopology:
             block = self.subquads[corner * m : (corner + 1) * m]
             ends = zip(self.quads[:, corner].tolist(), self.quads[:, (corner + 1) % 4].tolist(), strict=True)
             edge_point.update(zip(map(frozenset, ends), block[:, 1].tolist(), strict=True))
-        out = np.empty(self.stencil.shape[0], np.int64)
+        out = np.empty(self.subvertices, np.int64)
         out[:n] = self.mirror
         for i, quad in enumerate(self.mirror[self.quads].tolist()):
             out[n + i] = n + quad_of[frozenset(quad)]

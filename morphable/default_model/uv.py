@@ -15,7 +15,7 @@ from morphable.default_model.surface import HeadTopology, boundary_loop, pieces
 from morphable.mesh import catmull_clark, triangulate
 
 SUPERELLIPSE = 3.0  # |x|^p + |y|^p = 1: leaves the corners of the square free
-POLISH_STEPS = 60
+POLISH_STEPS = 40
 # Centre (u, v) and radius of each small chart; the corners hold the largest circles the superellipse leaves free.
 _CORNER, _BESIDE = 0.058, 0.030
 _CHARTS = {
@@ -74,7 +74,7 @@ def tutte(
     free = np.setdiff1d(np.arange(count), rim)
     uv = np.zeros((count, 2))
     uv[rim] = rim_xy
-    uv[free] = sla.spsolve(laplacian[free][:, free].tocsc(), -(laplacian[free][:, rim] @ rim_xy))
+    uv[free] = np.asarray(sla.spsolve(laplacian[free][:, free].tocsc(), -(laplacian[free][:, rim] @ rim_xy)))
     return uv
 
 
@@ -95,8 +95,8 @@ def polish(
     subdivided surface and the coordinates those of its control points.
     """
     count = len(uv)
-    stencil = sp.identity(count, format="csr") if stencil is None else stencil
-    area = signed_areas(stencil @ uv, triangles)
+    to_vertices = sp.csr_matrix(sp.identity(count)) if stencil is None else stencil
+    area = signed_areas(to_vertices @ uv, triangles)
     if (area <= 0).any():
         raise ValueError(
             f"chart polish: expected an embedding without flips, got {(area <= 0).sum()} flipped triangles"
@@ -117,7 +117,7 @@ def polish(
         sp.csr_matrix(
             (np.concatenate(entries), (np.tile(rows, 3), triangles.T.ravel())), shape=(len(rows), len(vertices))
         )
-        @ stencil
+        @ to_vertices
         for entries in (entries_x, entries_y)
     )
     weight = importance * x1 * y2 / 2
@@ -136,9 +136,9 @@ def polish(
     value = energy(uv)
     for _ in range(steps):
         u, s, vt = np.linalg.svd(jacobians(uv))
-        # Reweighting that gives |W (J - R)|^2 the gradient of the energy (Rabinovich et al. 2017, eq. 28).
-        stretch = np.sqrt((s - s**-3) / np.where(np.abs(s - 1) < 1e-9, 1.0, s - 1))
-        stretch = np.where(np.abs(s - 1) < 1e-9, 2.0, stretch)
+        # Weights that give |W (J - R)|^2 the gradient of the energy (Rabinovich et al. 2017, eq. 28): the square root
+        # of (s - s^-3) / (s - 1), written without its removable singularity.
+        stretch = np.sqrt((s + 1) * (s**2 + 1) / s**3)
         w = u @ (stretch[:, :, None] * np.swapaxes(u, 1, 2))
         target = w @ (u @ vt)
         blocks, right = [], []
@@ -153,9 +153,9 @@ def polish(
         own = sp.csr_matrix(system[:, columns])
         normal = (own.T @ own + 1e-9 * sp.eye(len(columns))).tocsc()
         move = np.zeros(2 * count)
-        move[columns] = sla.spsolve(normal, own.T @ residual)
+        move[columns] = np.asarray(sla.spsolve(normal, own.T @ residual))
         direction = move.reshape(2, count).T
-        step = min(1.0, 0.8 * _largest_step(stencil @ uv, stencil @ direction, triangles))
+        step = min(1.0, 0.8 * _largest_step(to_vertices @ uv, to_vertices @ direction, triangles))
         while step > 1e-8 and energy(uv + step * direction) >= value:
             step /= 2
         if step <= 1e-8:

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from test_texture_map import make_fit, painted, photograph, side_lamp
 
 import fitting.pictures as pictures
@@ -99,3 +100,17 @@ def test_studio_light_shows_an_albedo_at_about_its_own_brightness():
 
     facing = np.asarray(sh_basis(jnp.array([0.0, 0.0, -1.0]))) @ pictures._studio_light()
     assert np.all((facing > 0.8) & (facing < 1.15))
+
+
+def test_portraits_show_each_person_twice(tiny, texture, tmp_path):
+    people = np.zeros((4, 6), np.float32)
+    people[1, 0] = 2.5
+    pictures.portraits(tiny, people, [texture] * 4, tmp_path / "samples.png")
+    with Image.open(tmp_path / "samples.png") as picture:
+        sheet = np.asarray(picture).astype(int)
+    tile = 96 - 2 * (96 // 10)
+    corners = [(46 + row * (96 + 12), 12 + column * (tile + 12)) for row in (0, 1) for column in range(6)]
+    tiles = [sheet[y : y + 96, x : x + tile] for y, x in corners]
+    assert np.array_equal(tiles[0], tiles[4]) and np.array_equal(tiles[1], tiles[5])  # the same person
+    assert not np.array_equal(tiles[0], tiles[2]) and not np.array_equal(tiles[0], tiles[1])
+    assert np.all(tiles[8] == pictures._PAPER)  # four people leave two places empty
