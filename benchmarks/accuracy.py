@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphable  # noqa: E402
-from fitting.detection import Face, detect_faces  # noqa: E402
+from fitting.detection import LANDMARK_NOISE, Face, detect_faces  # noqa: E402
 from fitting.fit import Fitter, Settings  # noqa: E402
 from fitting.observation import read_photo  # noqa: E402
 
@@ -63,7 +63,7 @@ class Detections:
         stored = self.known[key]
         if np.isnan(stored[:2]).any():
             return None
-        return Face(tuple(float(v) for v in stored[:2].ravel()), stored[2:], "dlib-hog", 1.0, False)
+        return Face(tuple(float(v) for v in stored[:2].ravel()), stored[2:], "dlib-hog", 1.0, LANDMARK_NOISE["dlib"])
 
     def save(self):
         if self.path is not None:

@@ -268,7 +268,9 @@ class _Progress:
     def __call__(self, stage, number, count, record):
         history = record["history"]
         changes = [
-            f"{term} {history[0][term]:.1f}->{energy:.1f}" for term, energy in record["energies"].items() if energy > 0.05
+            f"{term} {history[0][term]:.1f}->{energy:.1f}"
+            for term, energy in record["energies"].items()
+            if energy > 0.05
         ]
         self.console.print(
             f"stage {number + 1}/{count} {stage.name}: {record['steps']} of {stage.steps} steps, "

@@ -472,7 +472,8 @@ def _encode_slope(linear):
 
 
 def _decode_slope(encoded):
-    return jnp.where(encoded <= 0.04045, 1 / 12.92, 2.4 / 1.055 * ((jnp.maximum(encoded, 0.04045) + 0.055) / 1.055) ** 1.4)
+    curved = 2.4 / 1.055 * ((jnp.maximum(encoded, 0.04045) + 0.055) / 1.055) ** 1.4
+    return jnp.where(encoded <= 0.04045, 1 / 12.92, curved)
 
 
 def _sample(image, pixel):
