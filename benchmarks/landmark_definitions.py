@@ -161,7 +161,7 @@ class Surface:
         heights = np.arange(self.point(57)[1], self.point(51)[1], 0.1)
         for y in heights[::-1] if lower else heights:
             for corners, weights in zip(*self.column(x, y), strict=True):
-                on_lip = weights @ self.lips[corners] > 0.9 and weights @ self.interior[corners] < 0.1
+                on_lip = weights @ self.lips[corners] > 0.6 and weights @ self.interior[corners] < 0.4
                 drop = weights @ self.jaw_drop[corners]
                 if on_lip and (drop > 10 if lower else drop < 5):
                     print(f"inner lip at x {x:.1f}, y {y:.1f} mm, {'lower' if lower else 'upper'}")

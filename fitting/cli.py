@@ -4,8 +4,6 @@ Exit codes: 0 success, 1 the fit failed (what was computed is written all the sa
 """
 
 import contextlib
-import dataclasses
-import json
 import logging
 import sys
 import time
@@ -57,9 +55,9 @@ def fit(
     began = time.perf_counter()
     from rich.console import Console
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     # Everything that can be wrong with the input is looked at before the slow libraries load.
-    from fitting.export import check_writable
+    from fitting.output import check_writable
 
     check_writable(out)
     region = _parse_box(box)
@@ -68,28 +66,27 @@ def fit(
     if landmarks is not None and (box is not None or all_faces):
         raise UsageError("--landmarks states one face: it cannot be combined with --box or --all-faces.")
 
-    import numpy as np
-
     import morphable
     from fitting.detection import Face, detect_faces
+    from fitting.export import save_results
     from fitting.fit import Fitter
     from fitting.observation import read_landmarks, read_mask, read_photo
 
     with _stage(console, "reading the photo"):
         picture = read_photo(photo)
-        allowed = None if mask is None else read_mask(mask, picture).astype(np.float32)
+        allowed = None if mask is None else read_mask(mask, picture)
         for note in picture.notes:
             console.print(f"  {note}")
     if landmarks is not None:
-        faces = [Face.from_landmarks(read_landmarks(landmarks, picture))]
+        faces = [Face.from_landmarks(read_landmarks(landmarks, picture), picture)]
     else:
         with _stage(console, "looking for faces"):
             faces = detect_faces(picture, box=region, all_faces=all_faces)
-        described = ", ".join(f"{f.source} at {tuple(round(float(v)) for v in f.box)}" for f in faces)
-        console.print(f"  {described}")
-        for face in faces:
-            if face.truncated:
-                console.print("  the face is cut by the photo's border: what lies outside is the model's guess")
+    for index, face in enumerate(faces):
+        x0, y0, x1, y1 = (round(float(v)) for v in face.box)
+        console.print(f"  face {index}: {face.source}, box {x0},{y0},{x1},{y1}")
+        if face.truncated:
+            console.print("  it is cut by the photo's border: what lies outside is the model's guess")
     with _stage(console, "loading the model"):
         fitter = Fitter(morphable.load(model))
     failed = False
@@ -105,9 +102,10 @@ def fit(
                 "landmarks": None if landmarks is None else str(landmarks),
                 "mask": None if mask is None else str(mask),
                 "focal_px": focal_px,
-                **dataclasses.asdict(fitter.settings),
             }
-            _write(target, result, picture, allowed, options, face, time.perf_counter() - began)
+            elapsed = time.perf_counter() - began
+            detection = {"box": face.box, "truncated": face.truncated, "seconds_before_writing": elapsed}
+            save_results(target, result, picture, allowed, options, detection)
         if result.result == "failed":
             failed = True
             console.print(f"[red]the fit failed[/red]: {result.reason}. Try --box, --landmarks or a larger image.")
@@ -163,7 +161,8 @@ def sample(
         seed: Of the random numbers; the same seed gives the same people.
         scale: 1 draws from the population, 0 gives the mean, 2 caricatures.
     """
-    from fitting.export import check_writable, output_folder, write_head_glb
+    from fitting.export import write_head_glb
+    from fitting.output import check_writable, output_folder
     from fitting.pictures import portraits
     from fitting.texture_map import model_texture
 
@@ -205,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"facefit: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
-        print("facefit: interrupted, nothing written", file=sys.stderr)
+        print("facefit: interrupted; unfinished results were removed", file=sys.stderr)
         sys.exit(130)
     sys.exit(code or SUCCESS)
 
@@ -221,34 +220,6 @@ def _parse_box(box: str | None) -> tuple[float, float, float, float] | None:
     if not (x0 < x1 and y0 < y1):
         raise UsageError(f"--box: got {box!r}, {remedy}")
     return x0, y0, x1, y1
-
-
-def _write(target: Path, result, picture, allowed, options, face, elapsed: float) -> None:
-    import imageio.v3 as iio
-    import numpy as np
-
-    from fitting.export import fit_arrays, fit_record, output_folder, write_head_glb, write_obj
-    from fitting.pictures import overlay, render_over_photo, turntable
-    from fitting.texture_map import face_texture
-
-    model = result.model
-    began = time.perf_counter()
-    with output_folder(target) as folder:
-        np.savez_compressed(folder / "fit.npz", **fit_arrays([result]))
-        texture = face_texture(result, picture, mask=None if allowed is None else allowed > 0.5)
-        iio.imwrite(folder / "texture.png", texture)
-        triangles, uv = np.asarray(model.triangles), np.asarray(model.uv)
-        groups = {name: model.part(name).triangles for name in model.part_names}
-        for name, vertices in (("mesh", result.vertices), ("neutral", result.neutral_vertices)):
-            write_obj(folder / f"{name}.obj", vertices, triangles, uv, "texture.png", groups)
-        write_head_glb(folder / "head.glb", model, result.identity, texture=texture, camera=result.camera)
-        iio.imwrite(folder / "render.png", render_over_photo(result, picture, texture))
-        iio.imwrite(folder / "overlay.png", overlay(result, picture, texture))
-        iio.imwrite(folder / "turntable.png", turntable(result, texture))
-        timings = {"before_writing": elapsed, "writing": time.perf_counter() - began}
-        detection = {"source": face.source, "box": list(map(float, face.box)), "truncated": face.truncated}
-        record = fit_record(result, options, detection, picture.notes, timings)
-        (folder / "fit.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def cache_folder() -> Path:
 
 def enable_cache() -> None:
     """Keep compiled programs between runs, unless the user already chose a folder for JAX or it cannot be written."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         return
     folder = cache_folder()
     try:

@@ -44,7 +44,7 @@ class LandmarkNoise:
 
 
 # Measured on rendered heads with known landmarks, definition differences included; see docs/detection.md.
-LANDMARK_NOISE = {"dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=3.5), "file": LandmarkNoise(inner_mm=2.0, jaw_mm=2.0)}
+LANDMARK_NOISE = {"dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=2.5), "file": LandmarkNoise(inner_mm=2.0, jaw_mm=2.0)}
 
 
 @dataclass(frozen=True, eq=False)

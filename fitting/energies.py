@@ -29,9 +29,7 @@ class Quadratic(eqx.Module):
     energy: Float[Array, ""]
 
     def __add__(self, other: "Quadratic") -> "Quadratic":
-        return Quadratic(
-            self.hessian + other.hessian, self.gradient + other.gradient, self.energy + other.energy
-        )
+        return Quadratic(self.hessian + other.hessian, self.gradient + other.gradient, self.energy + other.energy)
 
 
 class Huber(eqx.Module):
@@ -158,9 +156,9 @@ class JawTerm(AbstractResidualTerm):
         """The surface points that stand for the jaw landmarks in this view."""
         paths = self.fixed.mean.shape[0]
         steps = self.contour.mean.shape[0] // paths
-        candidates = project(
-            face, self.contour.positions(face.identity, face.expression), self.centre
-        ).reshape(paths, steps, 2)
+        candidates = project(face, self.contour.positions(face.identity, face.expression), self.centre).reshape(
+            paths, steps, 2
+        )
         rotation = face.pose.rotation().as_matrix()
         chosen = ContourFans.outermost(candidates, rotation) + steps * jnp.arange(paths)
         # Yaw and pitch as the angle between the head's forward axis and the viewing axis: below 15 degrees the
@@ -199,9 +197,7 @@ class BlockPrior(AbstractTerm):
         size, at = face.layout.size, face.layout.block(self.block)
         r = self._whitened(face)
         diagonal = jnp.zeros(size).at[at].set(self.sigma**-2)
-        return Quadratic(
-            jnp.diag(diagonal), jnp.zeros(size).at[at].set(r / self.sigma), 0.5 * jnp.sum(r**2)
-        )
+        return Quadratic(jnp.diag(diagonal), jnp.zeros(size).at[at].set(r / self.sigma), 0.5 * jnp.sum(r**2))
 
 
 class DistancePrior(AbstractResidualTerm):
@@ -247,6 +243,7 @@ class PhotometricTerm(AbstractTerm):
 
     def energy(self, face):
         image = lax.dynamic_index_in_dim(self.pyramid, self.level, 0, False)
+
         # The number of blocks is traced, so that one program serves all levels, and reverse mode needs a fixed
         # trip count: all blocks are visited, those beyond `blocks` weigh nothing.
         def one(total, block):

@@ -8,14 +8,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_limits
 
 import fitting.compilation as compilation
 from fitting.detection import Face, LandmarkNoise
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
-from fitting.observation import Photo
+from fitting.observation import Photo, crop
 from fitting.parameters import FaceParameters, start_parameters
 from fitting.schedule import TERMS, Problem, Stage, coarse_to_fine, run_stage
 from fitting.solvers import Solution
@@ -37,8 +37,8 @@ class Settings:
     skin_blocks: int = 8  # of 512 skin samples that are prepared
     jaw_along_mm: float = 15.0  # how freely jaw points slide
     expression_sigma: float = 0.25  # of blendshape weights
-    photometric_sigma: float = 0.3  # for 2000 samples
-    photometric_cutoff: float = 0.07  # residuals beyond it count as outliers
+    photometric_sigma: float = 0.4  # for 2000 samples
+    photometric_cutoff: float = 0.1  # residuals beyond it count as outliers
     saturation: float = 0.93  # pixels brighter than this say nothing
     focal_over_size: float = 1.4  # prior on the focal length, over the photo's longer side ...
     focal_sigma: float = 0.5  # ... and its logarithm's deviation
@@ -100,9 +100,7 @@ class Fit:
     @property
     def mesh(self) -> Mesh:
         """The head with expression, before pose, with the model's albedo."""
-        return self.model.instance(
-            jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo)
-        )
+        return self.model.instance(jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo))
 
 
 Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
@@ -123,11 +121,11 @@ class Fitter:
         face: Face,
         stages: tuple[Stage, ...] | None = None,
         focal_px: float | None = None,
-        mask: Float[np.ndarray, "height width"] | None = None,
+        mask: Bool[np.ndarray, "height width"] | None = None,
         progress: Progress | None = None,
         start: FaceParameters | None = None,
     ) -> Fit:
-        """Fit one face of a photo. `mask` is 1 where the photo may be used; `focal_px` is in photo pixels.
+        """Fit one face of a photo. `mask` is true where the photo may be used; `focal_px` is in photo pixels.
 
         Raises LandmarkFitError where the landmarks give no pose; everything later is reported in `Fit.result`.
         """
@@ -166,7 +164,7 @@ class Fitter:
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
         s = self.settings
         points = np.asarray(face.landmarks, float)
-        known = np.isfinite(points).all(axis=1)
+        known = np.asarray(np.isfinite(points).all(axis=1))
         if known.sum() < 6:
             raise LandmarkFitError(
                 f"fit: got {known.sum()} finite landmarks, expected at least 6 of 68. "
@@ -175,11 +173,11 @@ class Fitter:
         rotation, scale, origin = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
         box = self._crop_box(points[known])
         zoom = s.image_size / box[2]
-        crop, inside = photo.crop_srgb(box, s.image_size)
+        picture, inside = photo.crop_srgb(box, s.image_size)
         valid = inside.astype(np.float32)
         if mask is not None:
-            valid = valid * _crop_mask(mask, box, s.image_size)
-        pyramid = np.stack([gaussian_filter(crop, (b, b, 0), truncate=3.0) for b in s.blur_px])
+            valid = valid * crop(mask, tuple(box), s.image_size)
+        pyramid = np.stack([gaussian_filter(picture, (b, b, 0), truncate=3.0) for b in s.blur_px])
 
         height, width = photo.pixels.shape[:2]
         focal, sigma = s.focal_over_size * max(height, width), s.focal_sigma
@@ -304,13 +302,3 @@ def _record(stage: Stage, solution: Solution) -> dict:
         "energies": dict(zip(TERMS, (float(e) for e in solution.energies), strict=True)),
         "history": [dict(zip(TERMS, (float(e) for e in row), strict=True)) for row in history],
     }
-
-
-def _crop_mask(mask, box, size) -> np.ndarray:
-    """Nearest-pixel crop of a mask; what lies outside the photo counts as hidden."""
-    at = (np.arange(size) + 0.5) * box[2] / size
-    columns, rows = np.floor(box[0] + at).astype(int), np.floor(box[1] + at).astype(int)
-    height, width = mask.shape
-    inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))[None, :]
-    picked = mask[np.clip(rows, 0, height - 1)[:, None], np.clip(columns, 0, width - 1)[None, :]]
-    return (picked * inside).astype(np.float32)

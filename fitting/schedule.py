@@ -39,6 +39,7 @@ class Stage:
     albedo_components: int | None = None
     relight: bool = False  # start from the closed-form light for the present shape and albedo
     landmark_noise: float = 1.0  # factor on the landmarks' deviations
+    tolerance: float = 1e-4  # a step that lowers the energy by less than this share is the last
 
     def row(self, layout: Layout, free_units: Float[Array, " unit"]) -> "StageRow":
         """The stage as traced numbers, so that the compiled program does not depend on it."""
@@ -61,6 +62,7 @@ class Stage:
             integer(self.blocks if self.photometric else 0),
             integer(self.relight),
             jnp.asarray(self.landmark_noise, jnp.float32),
+            jnp.asarray(self.tolerance, jnp.float32),
         )
 
 
@@ -74,6 +76,7 @@ class StageRow(eqx.Module):
     blocks: Int[Array, ""]
     relight: Int[Array, ""]
     landmark_noise: Float[Array, ""]
+    tolerance: Float[Array, ""]
 
 
 SHAPE = ("identity", "expression", "pose", "focal")
@@ -88,15 +91,16 @@ def coarse_to_fine() -> tuple[Stage, ...]:
         Stage(
             "photo, coarse",
             EVERYTHING,
-            3,
+            5,
             photometric=True,
             level=0,
             blocks=2,
             identity_components=40,
             albedo_components=20,
             relight=True,
+            tolerance=1e-2,
         ),
-        Stage("photo, fine", EVERYTHING, 3, photometric=True, level=1, blocks=4),
+        Stage("photo, fine", EVERYTHING, 12, photometric=True, level=1, blocks=4, tolerance=3e-3),
     )
 
 
@@ -167,9 +171,7 @@ def light_sigma() -> Float[Array, " 27"]:
 def run_stage(problem: Problem, face: FaceParameters, row: StageRow) -> Solution:
     """Run one stage. Compiled once per model and image size: the stage is data."""
     total = problem.model.skin.geometry.shape[0]
-    visible = lax.cond(
-        row.photometric > 0, lambda: visible_samples(problem, face), lambda: jnp.zeros((total, BLOCK))
-    )
+    visible = lax.cond(row.photometric > 0, lambda: visible_samples(problem, face), lambda: jnp.zeros((total, BLOCK)))
     terms = problem.terms(row, visible)
     light = lax.cond(row.relight > 0, lambda: terms[2].light(face, light_sigma()), lambda: face.light)
     face = eqx.tree_at(lambda f: f.light, face, light)
@@ -181,7 +183,7 @@ def run_stage(problem: Problem, face: FaceParameters, row: StageRow) -> Solution
             total_model = total_model + part
         return total_model, jnp.stack([part.energy for part in parts])
 
-    return levenberg_marquardt(linearise, face, row.free, row.steps)
+    return levenberg_marquardt(linearise, face, row.free, row.steps, row.tolerance)
 
 
 def visible_samples(problem: Problem, face: FaceParameters) -> Float[Array, "block point"]:

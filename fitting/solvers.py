@@ -32,7 +32,7 @@ def levenberg_marquardt(
     start: FaceParameters,
     free: Float[Array, " step"],
     steps: Int[Array, ""],
-    tolerance: float = 1e-4,
+    tolerance: Float[Array, ""] | float = 1e-4,
     damping: float = 1e-3,
 ) -> Solution:
     """Minimise a sum of terms over the free entries of the step, expression weights kept in [0, 1].
@@ -79,9 +79,7 @@ def levenberg_marquardt(
         jnp.array(False),
     )
     k, _, best, quadratic, energies, history, _, converged = lax.while_loop(running, iterate, carry)
-    return Solution(
-        best, energies, history, k - 1, converged, jnp.isfinite(quadratic.energy), quadratic.hessian
-    )
+    return Solution(best, energies, history, k - 1, converged, jnp.isfinite(quadratic.energy), quadratic.hessian)
 
 
 def bounded_step(

@@ -137,7 +137,7 @@ def _skin_triangles(model: MorphableModel) -> np.ndarray:
         ("iris", 0.1),
     ):
         keep &= masks.get(name, nothing) < limit
-    chosen = keep[triangles].all(axis=1)
+    chosen = np.asarray(keep[triangles].all(axis=1))
     if not chosen.any():
         raise ValueError(
             f"{model.provenance.name}: no triangle is left for the photometric term; expected a 'face' mask that "

@@ -30,9 +30,7 @@ class GaussianBasis(eqx.Module):
         """The member of the space with these coefficients, given in standard deviations."""
         return self.mean + self.modes @ coefficients
 
-    def project(
-        self, values: Float[Array, "vertex channel"], noise: float | None = None
-    ) -> Float[Array, " rank"]:
+    def project(self, values: Float[Array, "vertex channel"], noise: float | None = None) -> Float[Array, " rank"]:
         """Coefficients that explain values: least squares, or, with a noise standard deviation, the posterior mean.
 
         The posterior mean is that of probabilistic PCA (Tipping & Bishop 1999): (MᵀM + noise² I)⁻¹ Mᵀ (x - mean).
@@ -51,7 +49,5 @@ class GaussianBasis(eqx.Module):
     def truncate(self, rank: int) -> "GaussianBasis":
         """The same space with its first modes only."""
         if not 0 <= rank <= self.rank:
-            raise ValueError(
-                f"truncate: got rank {rank}, expected 0..{self.rank}; this basis has {self.rank} modes."
-            )
+            raise ValueError(f"truncate: got rank {rank}, expected 0..{self.rank}; this basis has {self.rank} modes.")
         return GaussianBasis(self.mean, self.modes[..., :rank])

@@ -29,9 +29,7 @@ def triangle_areas_normals(
     return jnp.cross(b - a, c - a)
 
 
-def vertex_normals(
-    vertices: Float[Array, "vertex 3"], triangles: Int[Array, "triangle 3"]
-) -> Float[Array, "vertex 3"]:
+def vertex_normals(vertices: Float[Array, "vertex 3"], triangles: Int[Array, "triangle 3"]) -> Float[Array, "vertex 3"]:
     """Unit outward vertex normals; a vertex without triangles gets the zero vector."""
     n = triangle_areas_normals(vertices, triangles)
     total = jnp.zeros_like(vertices)
@@ -72,9 +70,9 @@ def catmull_clark(
     face_points = matrix(np.full(4 * m, 0.25), np.repeat(np.arange(m), 4), quads.ravel(), (m, n))
     midpoints = matrix(np.full(2 * e, 0.5), np.repeat(np.arange(e), 2), unique.ravel(), (e, n))
     edge_faces = matrix(1.0 / uses[inverse], inverse, quad_of_edge, (e, m))
-    edge_points = sp.diags(np.where(boundary, 1.0, 0.5)) @ midpoints + sp.diags(
-        np.where(boundary, 0.0, 0.5)
-    ) @ (edge_faces @ face_points)
+    edge_points = sp.diags(np.where(boundary, 1.0, 0.5)) @ midpoints + sp.diags(np.where(boundary, 0.0, 0.5)) @ (
+        edge_faces @ face_points
+    )
 
     valence = np.bincount(unique.ravel(), minlength=n)
     face_count = np.bincount(quads.ravel(), minlength=n)

@@ -135,6 +135,4 @@ class MorphableModel(eqx.Module):
             expression = jnp.zeros(len(self.expression_names))
         if albedo is None:
             albedo = jnp.zeros(self.albedo.rank)
-        return Mesh(
-            self.vertices(identity, expression), self.triangles, self.uv, self.albedo_linear(albedo)
-        )
+        return Mesh(self.vertices(identity, expression), self.triangles, self.uv, self.albedo_linear(albedo))

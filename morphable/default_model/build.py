@@ -28,6 +28,8 @@ ALIGN_ABOVE_Y_MM = 635.0  # base mesh height above which heads are aligned: the 
 HIDDEN_WEIGHT = 0.1  # weight of cavities, teeth and eyes in the components, relative to visible skin
 # MakeHuman's base mesh holds its chin in; this much turns it to the level head of the ear-eye plane.
 LEVEL_DEGREES = 4.5
+# At rest the upper incisors end a millimetre or two below the lip; the assets' end above it, and no smile shows them.
+TEETH_DOWN_MM = 2.0
 EYES = ("eye_left", "eye_right")
 MASKS = ("lips", "brows", "lids", "beard", "scalp", "sclera", "iris", "ears", "interior", "face")
 
@@ -190,6 +192,8 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
         modes[:, ball] = details.round_balls(modes[:, ball], joint_modes[:, joint], *arms)
     mean, joints = (mean - origin) @ turn, (joints - origin) @ turn
     modes, joint_modes = modes @ turn, joint_modes @ turn
+    for part in ("teeth_upper", "teeth_lower"):
+        mean[topology.part_rows[part], 1] -= TEETH_DOWN_MM
     units = expressions.expression_units(assets, topology, template, ~exterior, len(base.vertices))
     units = growth * _apply(rework, units) @ turn
     skinning = expressions.skin_weights(assets, topology, len(base.vertices))

@@ -60,9 +60,7 @@ def read_native(path: str | Path) -> MorphableModel:
         )
     missing = [name for name in _REQUIRED if name not in arrays]
     if missing or not ({"quads", "triangles"} & arrays.keys()):
-        raise ModelFileError(
-            f"{path}: arrays {missing or ['quads or triangles']} are missing, found {sorted(arrays)}."
-        )
+        raise ModelFileError(f"{path}: arrays {missing or ['quads or triangles']} are missing, found {sorted(arrays)}.")
     return _assemble(arrays, manifest, digest)
 
 
@@ -105,9 +103,7 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
         )
     contour = None
     if "contour_vertices" in arrays:
-        contour = ContourFans(
-            exact(arrays["contour_vertices"], jnp.int32), exact(arrays["contour_weights"])
-        )
+        contour = ContourFans(exact(arrays["contour_vertices"], jnp.int32), exact(arrays["contour_weights"]))
     masks = {name: exact(arrays["masks"][:, k]) / 255 for k, name in enumerate(manifest["masks"])}
     parts = manifest["parts"]
     part_of_vertex = arrays.get("part_of_vertex")
@@ -123,9 +119,7 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
         albedo=GaussianBasis(exact(arrays["albedo_mean"]), exact(albedo_modes)),
         triangles=exact(triangles, jnp.int32),
         uv=refine(arrays["uv"]),
-        landmarks=SurfacePoints(
-            exact(arrays["landmarks_vertices"], jnp.int32), exact(arrays["landmarks_weights"])
-        ),
+        landmarks=SurfacePoints(exact(arrays["landmarks_vertices"], jnp.int32), exact(arrays["landmarks_weights"])),
         contour=contour,
         rig=rig,
         masks=masks,
@@ -135,9 +129,7 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
         part_of_vertex=exact(part_of_vertex, jnp.int32),
         expression_names=tuple(manifest["expression"]),
         part_names=tuple(p["name"] for p in parts),
-        provenance=Provenance(
-            manifest["name"], manifest["licence"], manifest["licence_class"], digest, sources
-        ),
+        provenance=Provenance(manifest["name"], manifest["licence"], manifest["licence_class"], digest, sources),
     )
 
 
@@ -209,7 +201,6 @@ def write_native(path: str | Path, model: MorphableModel) -> None:
             )
         ]
     partial = path.with_name(path.name + ".partial.npz")
-    np.savez_compressed(
-        partial, manifest=json.dumps(manifest), **{k: np.asarray(v) for k, v in arrays.items()}
-    )
+    stored = {name: np.asarray(values) for name, values in arrays.items()}
+    np.savez_compressed(partial, allow_pickle=False, manifest=np.array(json.dumps(manifest)), **stored)
     partial.replace(path)

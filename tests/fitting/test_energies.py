@@ -74,9 +74,7 @@ def _terms(sampled, face, photometric):
     points = where + 3 * noise
     sigma = jnp.full(68, 2.0).at[20].set(jnp.inf)
     part = lambda s: PointBasis(basis.mean[s], basis.modes[s])  # noqa: E731
-    jaw = JawTerm(
-        part(slice(0, 17)), sampled.contour, points[:17], sigma[:17], jnp.full(17, 6.0), centre
-    )
+    jaw = JawTerm(part(slice(0, 17)), sampled.contour, points[:17], sigma[:17], jnp.full(17, 6.0), centre)
     return {
         "landmarks": LandmarkTerm(basis, points, sigma, centre),
         "jaw": jaw,
