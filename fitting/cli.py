@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 the fit failed (what was computed is written all the sa
 
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ class UsageError(ValueError):
 
 @app.command(name="fit")
 def fit(
-    photo: Annotated[Path, tyro.conf.Positional],
+    photo: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")],
     /,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     model: Path | None = None,
@@ -61,7 +62,7 @@ def fit(
 
     check_writable(out)
     region = _parse_box(box)
-    if focal_px is not None and not focal_px > 0:
+    if focal_px is not None and not (focal_px > 0 and math.isfinite(focal_px)):
         raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
     if landmarks is not None and (box is not None or all_faces):
         raise UsageError("--landmarks states one face: it cannot be combined with --box or --all-faces.")
@@ -168,6 +169,8 @@ def sample(
 
     if count < 1:
         raise UsageError(f"--count: got {count}, expected at least 1.")
+    if not math.isfinite(scale):
+        raise UsageError(f"--scale: got {scale:g}, expected a finite number, such as 1 for the population.")
     check_writable(out)
     import jax
     import numpy as np
@@ -199,7 +202,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = app.cli(prog="facefit", description="Fit riggable 3D head models to photos.", args=argv)
     except ValueError as error:  # our own errors say what, got, expected, remedy
-        if not type(error).__module__.startswith(("fitting", "morphable", "renderer")):
+        ours = type(error).__module__.startswith(("fitting", "morphable", "renderer"))
+        if not (ours or isinstance(error, UsageError)):  # whose module is __main__ under python -m
             raise
         print(f"facefit: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
@@ -238,6 +242,9 @@ class _Progress:
 
     def __call__(self, stage, number, count, record):
         history = record["history"]
+        if not history:
+            self.console.print(f"stage {number + 1}/{count} {stage.name}: the energy is not finite")
+            return
         changes = [
             f"{term} {history[0][term]:.1f}->{energy:.1f}"
             for term, energy in record["energies"].items()

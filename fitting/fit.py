@@ -47,6 +47,7 @@ class Settings:
     distance_mm: float = 1000.0  # prior on the distance between camera and head ...
     distance_sigma: float = 0.5  # ... and its logarithm's deviation
     failed_mm: float = 12.0  # median error of the inner landmarks above which a fit has failed
+    failed_sigma: float = 2.0  # rms of the identity's coefficients above which no person looks so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +277,16 @@ class Fitter:
             return "the energy is not finite"
         if depth < 50:
             return f"the head ended {depth:.0f} mm from the camera"
+        away = float(np.asarray(fit.camera.rotation)[2, 2])  # -1 for a head that faces the camera
+        if away > 0.5:
+            return "the head ended turned away from the camera, as when landmarks have left and right swapped"
+        # Wrong landmarks can be met by a monster, or missed by little in the millimetres of an enlarged head.
+        rms = float(np.sqrt(np.mean(fit.identity**2)))
+        if rms > self.settings.failed_sigma:
+            return (
+                f"no person looks like that: the identity's coefficients are {rms:.1f} standard deviations in the rms "
+                f"(at most {self.settings.failed_sigma:g} expected), as when landmarks are not in the order of iBUG"
+            )
         error = np.linalg.norm(fit.landmarks2d - fit.detected, axis=1)[17:] * depth / focal
         error = float(np.nanmedian(error)) if np.isfinite(error).any() else 0.0
         if error > self.settings.failed_mm:

@@ -20,7 +20,7 @@ class Solution(eqx.Module):
 
     face: FaceParameters
     energies: Float[Array, "term"]  # of each term at `face`
-    history: Float[Array, "step term"]  # energies of the accepted face after each step; NaN where no step was made
+    history: Float[Array, "iteration term"]  # energies of the accepted face after each step; NaN where no step was made
     steps: Int[Array, ""]
     converged: Bool[Array, ""]  # the relative decrease fell below the tolerance
     finite: Bool[Array, ""]

@@ -44,7 +44,7 @@ def read_native(path: str | Path) -> MorphableModel:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, OSError, zipfile.BadZipFile, EOFError, TypeError) as error:  # TypeError: a bare .npy
         raise ModelFileError(
             f"{path}: not a readable .npz ({error}); expected a facefit model file. Was it cut off while copying?"
         ) from error
@@ -92,7 +92,7 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
         expression = list(manifest["expression"])
         rig = Rig(
             joints=GaussianBasis(exact(arrays["joints_mean"]), exact(arrays["joints_identity"])),
-            weights=refine(arrays["skin_weights"]),
+            weights=_convex(refine(arrays["skin_weights"])),
             gaze=Gaze(
                 exact([expression.index(g["unit"]) for g in gaze], jnp.int32),
                 exact([names.index(g["joint"]) for g in gaze], jnp.int32),
@@ -204,3 +204,8 @@ def write_native(path: str | Path, model: MorphableModel) -> None:
     stored = {name: np.asarray(values) for name, values in arrays.items()}
     np.savez_compressed(partial, allow_pickle=False, manifest=np.array(json.dumps(manifest)), **stored)
     partial.replace(path)
+
+
+def _convex(weights):
+    """Rows that sum to 1: half precision leaves them off by 1e-3, which would shift skinned vertices."""
+    return weights / weights.sum(axis=1, keepdims=True)
