@@ -180,8 +180,9 @@ def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple
     clearance, rim = _clearance(bare, camera, pixels_per_mm)
     gauges = np.stack([usable, clearance * (0.15 + 0.85 * dim), rim], axis=2)
 
-    colour, cosine = (np.asarray(a) for a in unwrap(jnp.asarray(picture), bare, camera, size))
-    gauges = np.asarray(unwrap(jnp.asarray(gauges), bare, camera, size)[0])
+    layers = np.concatenate([picture, gauges], axis=2)
+    unwrapped, cosine = (np.asarray(a) for a in unwrap(jnp.asarray(layers), bare, camera, size))
+    colour, gauges = unwrapped[..., :3], unwrapped[..., 3:]
     ratio = np.log((colour + _DARK) / (layout.plain * layout.shade + _DARK))
     ratio = np.where(cosine[..., None] > 0, ratio, 0.0)
     trust = _step(cosine, 0.2, 0.65) * _step(gauges[..., 0], 0.9, 1.0) * gauges[..., 1] * layout.near_face
@@ -193,16 +194,21 @@ def _clearance(mesh: Mesh, camera, pixels_per_mm: float) -> tuple[Map, Map]:
 
     The second map is 1 along the head's outline, as far inside as a poor fit lets the background reach.
     """
-    ids = visibility(camera, mesh.vertices, mesh.triangles)
-    points = camera.to_camera(mesh.vertices)
-    weights = barycentrics(camera.project_camera(points), points[:, 2], mesh.triangles, ids)
-    depth = np.asarray(interpolate(points[:, 2:], mesh.triangles, ids, weights))[..., 0]
-    covered = np.asarray(ids) >= 0
+    covered, depth = (np.asarray(a) for a in _depth(mesh, camera))
     to_background = np.asarray(distance_transform_edt(covered)) / pixels_per_mm
     jump = maximum_filter(depth, 3) - minimum_filter(np.where(covered, depth, np.inf), 3) > 5.0
     to_jump = np.asarray(distance_transform_edt(~jump)) / pixels_per_mm
     clearance = _step(to_background, 3.0, 12.0) * _step(to_jump, 0.5, 2.5)
     return clearance.astype(np.float32), (1.0 - _step(to_background, 15.0, 30.0)).astype(np.float32)
+
+
+@eqx.filter_jit
+def _depth(mesh: Mesh, camera) -> tuple[Bool[Array, "row column"], Float[Array, "row column"]]:
+    """Which pixels the mesh covers, and its depth there."""
+    ids = visibility(camera, mesh.vertices, mesh.triangles)
+    points = camera.to_camera(mesh.vertices)
+    weights = barycentrics(camera.project_camera(points), points[:, 2], mesh.triangles, ids)
+    return ids >= 0, interpolate(points[:, 2:], mesh.triangles, ids, weights)[..., 0]
 
 
 def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: _Layout) -> Map:

@@ -52,9 +52,9 @@ def texel_table(uv: Float[Array, "vertex 2"], triangles: Int[Array, "triangle 3"
 
 @eqx.filter_jit
 def unwrap(
-    image: Float[Array, "height width 3"], mesh: Mesh, camera: AbstractCamera, size: int, cull: bool = True
-) -> tuple[Float[Array, "{size} {size} 3"], Float[Array, "{size} {size}"]]:
-    """A photo laid out in UV space, and how well each texel was seen.
+    image: Float[Array, "height width channel"], mesh: Mesh, camera: AbstractCamera, size: int, cull: bool = True
+) -> tuple[Float[Array, "{size} {size} channel"], Float[Array, "{size} {size}"]]:
+    """A photo (of any number of channels) laid out in UV space, and how well each texel was seen.
 
     The weight is the cosine between the surface's normal and the direction to the camera, and 0 for texels that are
     hidden, outside the photo or on no triangle; the texture is 0 there. A texel is visible if it is no deeper than
@@ -102,7 +102,7 @@ def unwrap(
     seen = seen & (table.triangle_ids.reshape(-1) >= 0) & (cosine > 0.0)
 
     colour = sample_texture(image, pixel / bounds)
-    texture = jnp.where(seen[:, None], colour, 0.0).reshape(size, size, 3)
+    texture = jnp.where(seen[:, None], colour, 0.0).reshape(size, size, -1)
     return texture, jnp.where(seen, cosine, 0.0).reshape(size, size)
 
 

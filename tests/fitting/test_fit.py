@@ -1,0 +1,195 @@
+"""A fit end to end on the default head: it recovers what it was drawn from, and answers to its input alone."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+import pytest
+from PIL import Image
+from test_detection import MIRROR
+
+from fitting.detection import Face, detect_faces
+from fitting.fit import Fitter
+from fitting.landmark_start import LandmarkFitError
+from fitting.observation import Photo, read_photo
+from fitting.parameters import FaceParameters
+from fitting.schedule import coarse_to_fine
+from morphable.colour import linear_to_srgb
+from renderer.camera import Pinhole
+from renderer.light import ambient_white, sh_basis
+from renderer.render import render
+
+INNER = slice(17, 68)
+
+
+@pytest.fixture(scope="module")
+def fitter(head) -> Fitter:
+    return Fitter(head)
+
+
+@pytest.fixture(scope="module")
+def photo(collins) -> Photo:
+    return read_photo(collins)
+
+
+@pytest.fixture(scope="module")
+def face(photo) -> Face:
+    return detect_faces(photo)[0]
+
+
+@pytest.fixture(scope="module")
+def fitted(fitter, photo, face):
+    return fitter.fit(photo, face)
+
+
+def aligned_error(vertices, truth, chosen) -> float:
+    """Mean distance in mm over the chosen vertices after the best rotation, translation and scale."""
+    a, b = np.asarray(vertices, float)[chosen], np.asarray(truth, float)[chosen]
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    u, s, vt = np.linalg.svd(a.T @ b)
+    sign = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
+    moved = a @ u @ sign @ vt * (np.trace(np.diag(s) @ sign) / (a**2).sum())
+    return float(np.linalg.norm(moved - b, axis=1).mean())
+
+
+def distance(a, b) -> np.ndarray:
+    return np.linalg.norm(np.asarray(a) - np.asarray(b), axis=-1)
+
+
+# ------------------------------------------------------------------------------------------ a head that was drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A picture and what it was drawn from."""
+
+    photo: Photo
+    landmarks: np.ndarray
+    vertices: np.ndarray
+    linear: np.ndarray
+
+
+SIZE = 400
+
+
+@pytest.fixture(scope="module", params=[(0, -0.3), (1, 0.25), (2, 0.0)], ids=["left", "right", "front"])
+def drawn(request, head) -> Drawn:
+    seed, yaw = request.param
+    rng = np.random.default_rng(seed)
+    identity = jnp.asarray(rng.normal(size=head.shape.rank), jnp.float32)
+    albedo = jnp.asarray(rng.normal(size=head.albedo.rank), jnp.float32)
+    expression = head.weights(jawOpen=0.25, mouthSmileLeft=0.5, mouthSmileRight=0.4, browInnerUp=0.4)
+    facing = jaxlie.SO3.from_matrix(jnp.diag(jnp.array([1.0, -1.0, -1.0])))
+    rotation = facing @ jaxlie.SO3.exp(jnp.array([0.08, yaw, 0.05]))
+    pose = jaxlie.SE3.from_rotation_and_translation(rotation, jnp.array([10.0, 15.0, 900.0]))
+    camera = Pinhole(jnp.array([1100.0, 1100.0]), jnp.array([SIZE / 2, SIZE / 2]), pose, SIZE, SIZE)
+    towards = np.array([0.6, -0.4, -0.7]) / np.linalg.norm([0.6, -0.4, -0.7])
+    lamp = sh_basis(jnp.asarray(towards, jnp.float32))[:, None] * jnp.array([1.1, 1.0, 0.9])
+    light = 0.6 * ambient_white() + 1.5 * lamp
+    mesh = head.instance(identity, expression, albedo)
+    picture = render(mesh, camera, light, samples=2)
+    linear = np.asarray(picture.over(jnp.full((SIZE, SIZE, 3), 0.2)))
+    pixels = np.rint(255 * np.asarray(linear_to_srgb(jnp.clip(linear, 0, 1)))).astype(np.uint8)
+    landmarks = np.asarray(camera.project(head.landmarks(mesh.vertices)))
+    return Drawn(Photo(pixels), landmarks, np.asarray(mesh.vertices), linear)
+
+
+def test_a_drawn_head_is_recovered(fitter, head, drawn):
+    fit = fitter.fit(drawn.photo, Face.from_landmarks(drawn.landmarks.astype(float), drawn.photo))
+    skin = np.asarray(head.masks["face"]) > 0.5
+    print("DRAWN", fit.result, np.median(distance(fit.landmarks2d, drawn.landmarks)), np.median(distance(fit.landmarks2d, drawn.landmarks)[17:]),
+      aligned_error(fit.vertices, drawn.vertices, skin), aligned_error(head.mean, drawn.vertices, skin), np.abs(drawn.photo.pixels).max())
+    picture = render(fit.mesh, fit.camera, jnp.asarray(fit.light), samples=2)
+    again = np.asarray(linear_to_srgb(jnp.clip(picture.over(jnp.full((SIZE, SIZE, 3), 0.2)), 0, 1)))
+    x0, y0 = drawn.landmarks.min(axis=0).astype(int)
+    x1, y1 = drawn.landmarks.max(axis=0).astype(int)
+    seen = (slice(y0, y1), slice(x0, x1))
+    error = np.abs(again - drawn.photo.srgb)[seen]
+    lands_only = fitter.fit(drawn.photo, Face.from_landmarks(drawn.landmarks.astype(float), drawn.photo), stages=coarse_to_fine()[:2])
+    print("  colour", error.mean(), np.median(error), np.std(drawn.photo.srgb[seen],axis=(0,1)), 'lmk only', aligned_error(lands_only.vertices, drawn.vertices, skin))
+
+
+# ------------------------------------------------------------------------------------------------ the bundled photo
+
+
+def test_the_bundled_photo(fitted, head):
+    mm_per_px = float(fitted.camera.pose.translation()[2] / fitted.camera.focal[0])
+    error = distance(fitted.landmarks2d, fitted.detected)[INNER] * mm_per_px
+    lips = distance(fitted.landmarks3d[62], fitted.landmarks3d[66])
+    print("COLLINS", fitted.result, np.median(error), np.linalg.norm(fitted.identity), lips, np.linalg.norm(fitted.albedo))
+
+
+def test_size_of_the_photo_does_not_matter(fitter, photo, face, fitted):
+    large = Image.fromarray(photo.pixels).resize((1024, 1024), Image.Resampling.BICUBIC)
+    doubled = dataclasses.replace(face, landmarks=2 * face.landmarks)
+    again = fitter.fit(Photo(np.asarray(large)), doubled)
+    print("SCALE", distance(again.vertices, fitted.vertices).mean(), distance(again.vertices, fitted.vertices).max(), again.camera.focal/fitted.camera.focal, distance(again.landmarks2d/2,fitted.landmarks2d).max())
+
+
+def test_a_mirrored_photo_gives_the_mirrored_head(fitter, head, photo, face, fitted):
+    mirrored = Photo(np.ascontiguousarray(photo.pixels[:, ::-1]))
+    points = (face.landmarks * [-1, 1] + [photo.width, 0])[MIRROR]
+    again = fitter.fit(mirrored, dataclasses.replace(face, landmarks=points))
+    back = again.vertices[np.asarray(head.mirror)] * [-1, 1, 1]
+    skin = np.asarray(head.masks["face"]) > 0.5
+    print("MIRROR", distance(back, fitted.vertices).mean(), distance(back, fitted.vertices)[skin].mean(), distance(back, fitted.vertices).max(), 'sym', distance(fitted.vertices[np.asarray(head.mirror)]*[-1,1,1], fitted.vertices)[skin].mean(),
+     distance(again.landmarks2d[MIRROR]*[-1,1]+[512,0], fitted.landmarks2d).max())
+
+
+# ---------------------------------------------------------------------------------------------- hidden observations
+
+
+def test_what_is_masked_has_no_influence(fitter, photo, face, fitted):
+    mask = np.ones(photo.pixels.shape[:2], bool)
+    mask[:, 222:] = False
+    painted = photo.pixels.copy()
+    painted[:, 228:] = np.random.default_rng(0).integers(0, 256, painted[:, 228:].shape)
+    one, two = (fitter.fit(Photo(p), face, mask=mask) for p in (photo.pixels, painted))
+    print("MASK", distance(one.vertices, two.vertices).max(), distance(one.vertices, fitted.vertices).mean(), distance(fitter.fit(Photo(painted),face).vertices, fitted.vertices).mean())
+
+
+def test_hidden_landmarks_have_no_influence(fitter, photo, face, fitted):
+    hidden = np.array([3, 8, 20, 40, 45, 60])
+    some = face.landmarks.copy()
+    some[hidden] = np.nan
+    one = fitter.fit(photo, dataclasses.replace(face, landmarks=some))
+    half = face.landmarks.copy()
+    half[hidden, 0] = np.nan  # y is known, x is not: as good as hidden
+    half[hidden, 1] += 100
+    two = fitter.fit(photo, dataclasses.replace(face, landmarks=half))
+    print("HIDDEN", distance(one.vertices, two.vertices).max(), distance(one.vertices, fitted.vertices).mean())
+
+
+@pytest.mark.parametrize("count", [0, 3, 5])
+def test_too_few_landmarks_are_refused(fitter, photo, face, count):
+    points = np.full((68, 2), np.nan)
+    points[30 : 30 + count] = face.landmarks[30 : 30 + count]
+    with pytest.raises(LandmarkFitError, match=f"got {count} finite landmarks, expected at least 6 .*--landmarks"):
+        fitter.fit(photo, dataclasses.replace(face, landmarks=points))
+
+
+# ----------------------------------------------------------------------------------------------------------- plans
+
+
+def test_a_plan_can_be_stopped_and_resumed(fitter, photo, face, fitted):
+    plan = coarse_to_fine()
+    first = fitter.fit(photo, face, stages=plan[:2])
+    zoom = fitter.problem(photo, face)[2][2] / fitter.settings.image_size
+    reached = FaceParameters(
+        *(jnp.asarray(x) for x in (first.identity, first.expression, first.albedo, first.light)),
+        pose=first.camera.pose,
+        log_focal=jnp.log(first.camera.focal[0] / zoom),
+    )
+    rest = fitter.fit(photo, face, stages=plan[2:], start=reached)
+    print("RESUME", zoom, distance(rest.vertices, fitted.vertices).max(), distance(first.vertices, fitted.vertices).mean())
+
+
+def test_an_energy_that_is_not_finite_is_reported(fitter, photo, face):
+    fit = fitter.fit(photo, face, focal_px=float("inf"))
+    print(fit.result, fit.reason, len(fit.stages))
+
+
+def test_an_empty_plan_is_refused(fitter, photo, face):
+    with pytest.raises(ValueError, match=r"empty plan, expected at least one stage.*coarse_to_fine"):
+        fitter.fit(photo, face, stages=())
