@@ -64,6 +64,8 @@ def fit(
     region = _parse_box(box)
     if focal_px is not None and not (focal_px > 0 and math.isfinite(focal_px)):
         raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
+    if box is not None and all_faces:
+        raise UsageError("--box states one face: it cannot be combined with --all-faces.")
     if landmarks is not None and (box is not None or all_faces):
         raise UsageError("--landmarks states one face: it cannot be combined with --box or --all-faces.")
 
