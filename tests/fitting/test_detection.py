@@ -24,16 +24,6 @@ MIRROR = np.r_[
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def photo(collins) -> Photo:
-    return read_photo(collins)
-
-
-@pytest.fixture(scope="module")
-def face(photo) -> Face:
-    return detect_faces(photo)[0]
-
-
 def says(error: pytest.ExceptionInfo, *parts: str) -> None:
     message = str(error.value)
     missing = [part for part in ("expected", *parts) if part not in message]

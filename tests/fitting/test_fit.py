@@ -10,10 +10,10 @@ from PIL import Image
 from test_detection import MIRROR
 
 import fitting.surface_samples as surface_samples
-from fitting.detection import Face, detect_faces
+from fitting.detection import Face
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError
-from fitting.observation import Photo, read_photo
+from fitting.observation import Photo
 from fitting.parameters import FaceParameters
 from fitting.schedule import coarse_to_fine
 from morphable.colour import linear_to_srgb
@@ -27,16 +27,6 @@ INNER = slice(17, 68)
 @pytest.fixture(scope="module")
 def fitter(head) -> Fitter:
     return Fitter(head)
-
-
-@pytest.fixture(scope="module")
-def photo(collins) -> Photo:
-    return read_photo(collins)
-
-
-@pytest.fixture(scope="module")
-def face(photo) -> Face:
-    return detect_faces(photo)[0]
 
 
 @pytest.fixture(scope="module")
