@@ -19,14 +19,19 @@ from fitting.observation import Photo, crop
 from morphable.colour import linear_to_srgb
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
+from renderer.delight import usable_shade
+from renderer.fill import dilate, double, extrapolate, halve, mirror_fill
 from renderer.light import sh_basis
 from renderer.rasterize import barycentrics, visibility
 from renderer.shade import interpolate, unit
-from renderer.texture import dilate, sample_texture, texel_table, unwrap
+from renderer.unwrap import texel_table, unwrap
 
 _CROP = 1024  # side of the square of the photo that is unwrapped; one size, so one compilation
 _DARK = 0.008  # added to both colours of a ratio: the noise of an 8-bit photo, so that black is not minus infinity
+_SHADE_FLOOR = 0.5  # of the face's usual shade: darker is not divided by
 _SATURATED = 0.92  # linear; a channel at its end stop does not tell a colour
+_SHOULDER = 0.75  # linear; hardly any skin's albedo is above: what is, is gloss or light that the fit does not know
+_SIDES_DIFFER = 0.4  # logarithm; more is not light's or exposure's doing, but hair or a shadow on one side
 _MASKS = ("face", "scalp", "ears", "interior", "lids", "lips", "brows", "beard", "iris", "sclera")
 
 Map = Float[np.ndarray, "row column"]
@@ -60,7 +65,7 @@ def face_texture(
     ratio, trust = _observe(fit, photo, mesh, layout, mask)
     if trust.max() < 0.05:  # the head lies outside the photo: nothing to take from it
         return _finish(layout.albedo, layout.valid)
-    return _finish(layout.plain * np.exp(_complete(ratio, trust, layout)), layout.valid)
+    return _finish(_below_white(layout.plain * np.exp(_complete(ratio, trust, layout))), layout.valid)
 
 
 def model_texture(
@@ -85,6 +90,13 @@ def _finish(colour: ColourMap, valid: Bool[np.ndarray, "row column"]) -> UInt8[n
     return np.rint(255 * dilate(encoded, valid)).astype(np.uint8)
 
 
+def _below_white(colour: ColourMap) -> ColourMap:
+    """Brightness drawn in below 1, hue kept: cut off one by one, channels would turn bright skin yellow or cyan."""
+    largest = np.maximum(colour.max(axis=2, keepdims=True), _SHOULDER)
+    room = 1.0 - _SHOULDER
+    return colour * ((_SHOULDER + room * np.tanh((largest - _SHOULDER) / room)) / largest)
+
+
 def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
     model = fit.model
     count = len(mesh.vertices)
@@ -96,19 +108,22 @@ def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
         masks["face"] = skin.astype(np.float32)
     per_vertex = jnp.stack([jnp.asarray(v) for v in (skin, _near_face(model, masks, skin), *masks.values())], axis=1)
     albedo = model.albedo_linear(jnp.asarray(fit.albedo))
-    vertex = jnp.concatenate([albedo, mesh.normals, model.uv[model.mirror], per_vertex], axis=1)
-    ids, flat = _texels(vertex, model.uv, model.triangles, fit.camera.rotation, jnp.asarray(fit.light), size)
+    normals = mesh.normals @ fit.camera.rotation.T
+    light = jnp.asarray(fit.light)
+    usual = _usual_shade(np.asarray(sh_basis(normals) @ light), masks["face"] > 0.5)
+    vertex = jnp.concatenate([albedo, normals, model.uv[model.mirror], per_vertex], axis=1)
+    ids, flat = _texels(vertex, model.uv, model.triangles, light, jnp.asarray(usual), size)
     flat = np.asarray(flat)
     named = {name: flat[..., 10 + k] for k, name in enumerate(masks)}
     albedo = np.maximum(flat[..., :3], 1e-3)
     featured = np.clip(4.0 * (named["brows"] + named["lips"]), 0.0, 1.0)
-    filled = _continue(albedo, flat[..., 8] * (1.0 - featured), np.zeros(3, np.float32), fade=0.0)
+    filled = extrapolate(albedo, flat[..., 8] * (1.0 - featured), np.zeros(3, np.float32), fade=0.0)
     return _Layout(
         valid=np.asarray(ids) >= 0,
         skin=flat[..., 8],
         albedo=albedo,
         plain=albedo + featured[..., None] * (filled - albedo),
-        shade=_credible(flat[..., 3:6], flat[..., 9], named["scalp"]),
+        shade=_flattened(flat[..., 3:6], named["scalp"], float(usual.mean())),
         masks=named,
         near_face=flat[..., 9],
         mirror_uv=flat[..., 6:8],
@@ -116,12 +131,27 @@ def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
 
 
 @eqx.filter_jit
-def _texels(vertex: Float[Array, "vertex column"], uv, triangles, rotation, light, size: int):
-    """Triangle id and vertex columns of each texel, with the normals (columns 3 to 5) turned into shade."""
+def _texels(vertex: Float[Array, "vertex column"], uv, triangles, light, usual: Float[Array, "3"], size: int):
+    """Triangle id and vertex columns of each texel, with the normals (columns 3 to 5) turned into shade.
+
+    A fit knows the light from the face's front only; on its sides spherical harmonics fall to anything, and dividing
+    by that would blow up noise into colours.
+    """
     table = texel_table(uv, triangles, size)
     flat = interpolate(vertex, triangles, *table)
-    shade = sh_basis(unit(flat[..., 3:6]) @ rotation.T) @ light
+    shade = usable_shade(sh_basis(unit(flat[..., 3:6])) @ light, usual, _SHADE_FLOOR)
     return table.triangle_ids, jnp.concatenate([flat[..., :3], shade, flat[..., 6:]], axis=-1)
+
+
+def _usual_shade(shade: Float[np.ndarray, "vertex 3"], face: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, "3"]:
+    """What the well lit part of the face gets."""
+    usual = np.percentile(shade[face] if face.any() else shade, 75, axis=0)
+    return np.maximum(usual, 1e-3).astype(np.float32)
+
+
+def _flattened(shade: ColourMap, scalp: Map, level: float) -> ColourMap:
+    """The shade, with half its contrast on hair, which does not have the scalp's normals."""
+    return shade * (shade.mean(axis=2, keepdims=True) / level) ** (-0.5 * scalp[..., None])
 
 
 def _near_face(model: MorphableModel, masks, skin: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:
@@ -134,23 +164,6 @@ def _near_face(model: MorphableModel, masks, skin: Bool[np.ndarray, " vertex"]) 
     front = (1.0 - _step(to_face, 0.0, 12.0)) * _step(above_jaw, -14.0, -2.0)
     hair = masks["scalp"] * (1.0 - _step(to_face, 10.0, 70.0))
     return np.maximum(front, hair) * (1.0 - masks["ears"]) * (1.0 - masks["interior"]) * skin
-
-
-def _credible(shade: ColourMap, face: Map, scalp: Map) -> ColourMap:
-    """The fitted shade where it can be divided by: not too dark, and grey where it is dark.
-
-    A fit knows the light from the face's front only; on its sides spherical harmonics fall to anything, and dividing
-    by that would blow up noise into colours. Hair does not have the scalp's normals, so it gets half the contrast.
-    """
-    brightness = shade.mean(axis=2, keepdims=True)
-    seen = shade[face > 0.5]
-    usual = np.percentile(seen, 75, axis=0) if len(seen) else shade.mean(axis=(0, 1))
-    level = float(usual.mean())
-    raised = 0.5 * (brightness + np.sqrt(brightness**2 + (0.3 * level) ** 2))
-    certain = _step(brightness, 0.2 * level, 0.7 * level)
-    colour = certain * shade / np.maximum(brightness, 1e-3) + (1.0 - certain) * usual / level
-    flat = (raised / level) ** (-0.5 * scalp[..., None])
-    return np.maximum(colour * raised * flat, 1e-3)
 
 
 def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple[ColourMap, Map]:
@@ -215,7 +228,7 @@ def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: _Layout) ->
     """0 on lips and lids where the photo shows teeth, the dark of the mouth, the white of an eye, an iris or lashes.
 
     A fit's mouth and eyes are never open exactly as far as the photo's, nor is its outline exactly the photo's. Skin
-    is redder than teeth, eyeballs and most backgrounds.
+    is redder than teeth, eyeballs and most backgrounds, and brighter than hair and the shadow beside a jaw.
     """
     tone = _tone(ratio, trust, layout)
     difference = ratio - tone
@@ -225,8 +238,10 @@ def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: _Layout) ->
     lips = np.clip(3.0 * _blur(layout.masks["lips"], 0.004), 0.0, 1.0)
     lid_like = _step(redness, -0.3, -0.12) * _step(brightness, -0.75, -0.45)
     lip_like = _step(redness, -0.15, 0.0) * _step(brightness, -1.3, -0.9)
-    near = rim * (1.0 - np.clip(layout.masks["scalp"] + lids + lips, 0.0, 1.0))
-    near_like = _step(redness, -0.3, -0.12) * (1.0 - _step(brightness, 0.5, 0.8))
+    brows = np.clip(4.0 * layout.masks["brows"], 0.0, 1.0)
+    near = rim * (1.0 - np.clip(layout.masks["scalp"] + lids + lips + brows, 0.0, 1.0))
+    near_like = _step(redness, -0.3, -0.12) * (1.0 - _step(redness, 0.35, 0.6))
+    near_like *= _step(brightness, -1.1, -0.7) * (1.0 - _step(brightness, 0.5, 0.8))
     unlike = lids * (1.0 - lid_like) + lips * (1.0 - lip_like) + near * (1.0 - near_like)
     return 1.0 - np.clip(5.0 * _blur(unlike, 0.005) - 0.3, 0.0, 1.0)
 
@@ -238,25 +253,20 @@ def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     eyes = _eye_brightness(ratio, layout)
     ratio = tone + _limit(ratio - tone, trust, layout)
     plain = np.log(layout.plain)
-    mirrored, mirror_trust = _sample(ratio + plain, trust, layout.mirror_uv)
-    mirrored = mirrored - plain  # what the other side shows is a colour, whatever the model expects here
-    mirror_trust = layout.skin * mirror_trust
-    # The other side is brighter or darker by what the fitted light got wrong; as known where both sides are seen.
-    surely = _step(trust * mirror_trust, 0.5, 1.0)
-    mirrored = mirrored + np.clip(_continue(ratio - mirrored, surely, np.zeros(3), fade=0.05), -0.3, 0.3)
-    # Specks that the photo does not show are better continued from around them.
-    mirror_trust = mirror_trust * (1.0 - np.clip(2.0 * np.maximum(trust, _blur(trust, 0.008)), 0.0, 1.0))
-    total = trust + mirror_trust
-    both = (ratio * trust[..., None] + mirrored * mirror_trust[..., None]) / np.maximum(total, 1e-6)[..., None]
+    # Specks that the photo does not show are better continued from around them than taken from the other side.
+    usable = layout.skin * (1.0 - np.clip(2.0 * np.maximum(trust, _blur(trust, 0.008)), 0.0, 1.0))
+    # What the other side shows is a colour, whatever the model expects here.
+    both, total = mirror_fill(ratio + plain, trust, layout.mirror_uv, usable=usable, tolerance=_SIDES_DIFFER)
+    both = both - plain
     hair = _blur(masks["scalp"], 0.02) * (1.0 - masks["ears"]) * layout.skin
     # What the photo does not show has the model's brows and lips; the lips differ from them as the seen part does.
     features = np.log(layout.albedo / layout.plain)
     lips = np.clip(4.0 * masks["lips"], 0.0, 1.0)
     featured = np.clip(4.0 * masks["brows"] + lips, 0.0, 1.0)
-    beyond = _continue(both, total * (1.0 - hair) * (1.0 - featured), tone, fade=0.1)
+    beyond = extrapolate(both, total * (1.0 - hair) * (1.0 - featured), tone, fade=0.1)
     beyond = beyond + masks["ears"][..., None] * (tone - beyond)
     for where, values, fade in ((hair, both, 0.002), (lips, both - features, 0.02)):
-        beyond = beyond + where[..., None] * (_continue(values, total * where, beyond, fade) - beyond)
+        beyond = beyond + where[..., None] * (extrapolate(values, total * where, beyond, fade) - beyond)
     beyond = beyond + features
     whole = beyond + np.clip(total, 0.0, 1.0)[..., None] * (both - beyond)
     outer = (layout.skin * (1.0 - masks["interior"]))[..., None]
@@ -298,7 +308,8 @@ def _limit(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     skin = (1.0 - np.clip(fringe + layout.masks["beard"], 0.0, 1.0))[..., None]
     dark = 2.0 - 1.85 * skin  # hair and beard may be much darker than skin
     limited = _knee(broad[..., :1], 0.15, dark) + _knee(detail[..., :1], 0.25, 2.5)
-    colour = _knee(broad[..., 1:], 0.08, 0.08) + _knee(detail[..., 1:], 0.4, 0.4)
+    # Skin changes its hue little over the face: the rest is the lamps' colours, which nine harmonics cannot follow.
+    colour = 0.1 * np.tanh(broad[..., 1:] / 0.1) + _knee(detail[..., 1:], 0.4, 0.4)
     gloss = skin * _step(brightness, 0.05, 0.5)  # it has the lamp's colour, not the skin's
     black = _step(-brightness, 1.0, 2.2)  # has hardly a colour, and a noisy one
     return limited + colour * (1.0 - 0.7 * np.maximum(gloss, black))
@@ -307,16 +318,6 @@ def _limit(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
 def _knee(x: np.ndarray, high: float, low: float | np.ndarray) -> np.ndarray:
     """x, but beyond `high` above and `-low` below growing with a fifth of its slope."""
     return x - 0.8 * np.maximum(x - high, 0.0) + 0.8 * np.maximum(-low - x, 0.0)
-
-
-def _sample(values: ColourMap, trust: Map, uv: Float[np.ndarray, "row column 2"]) -> tuple[ColourMap, Map]:
-    """A weighted map looked up elsewhere; texels of no weight do not leak into their neighbours."""
-    packed = np.concatenate([values * trust[..., None], trust[..., None]], axis=2)
-    found = np.asarray(_look_up(jnp.asarray(packed), jnp.asarray(uv)))
-    return found[..., :3] / np.maximum(found[..., 3:], 1e-6), found[..., 3]
-
-
-_look_up = eqx.filter_jit(sample_texture)
 
 
 def _step(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -330,48 +331,7 @@ def _blur(values: np.ndarray, sigma: float) -> np.ndarray:
     height, width = values.shape[:2]
     window = max(1, round(2 * sigma * height))
     if window > 16:  # broad blurs do not need every texel
-        return _double(_blur(_halve(values) / 4, sigma), height, width)
+        return double(_blur(halve(values) / 4, sigma), height, width)
     for _ in range(3):  # three running means of this width have the variance (window^2 - 1) / 4
         values = uniform_filter(values, window, mode="nearest", axes=(0, 1))
     return values
-
-
-def _halve(values: np.ndarray) -> np.ndarray:
-    """Sums over blocks of two by two; an odd border is padded with zeros."""
-    pad = [(0, n % 2) for n in values.shape[:2]] + [(0, 0)] * (values.ndim - 2)
-    even = np.pad(values, pad)
-    return even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]
-
-
-def _continue(values: ColourMap, weight: Map, prior: np.ndarray, fade: float = 0.02) -> ColourMap:
-    """Weighted values continued smoothly over texels of no weight, fading to a prior with distance.
-
-    Pull-push over a pyramid (Gortler et al. 1996, "The lumigraph", section 3.4); at every level `fade` of weight goes
-    to the prior.
-    """
-    return prior + _pull_push((values - prior) * weight[..., None], weight, fade)
-
-
-def _pull_push(total: ColourMap, weight: Map, fade: float) -> ColourMap:
-    height, width = weight.shape
-    if min(height, width) < 2:
-        return total / (weight + max(fade, 1e-6))[..., None]
-    coarse_total, coarse_weight = _halve(total), _halve(weight)
-    excess = np.maximum(coarse_weight, 1.0)
-    coarse = _pull_push(coarse_total / (excess * (1.0 + fade))[..., None], coarse_weight / excess, fade)
-    w = np.clip(weight, 0.0, 1.0)[..., None]
-    here = total / np.maximum(weight, 1e-6)[..., None]
-    return w * here + (1.0 - w) * _double(coarse, height, width)
-
-
-def _double(coarse: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Twice as many rows and columns, interpolated linearly, cut to height x width."""
-    for axis in (0, 1):
-        padded = np.concatenate([coarse.take([0], axis), coarse, coarse.take([-1], axis)], axis)
-        n = coarse.shape[axis]
-        low, mid, high = (padded.take(range(k, k + n), axis) for k in range(3))
-        coarse = np.stack([0.25 * low + 0.75 * mid, 0.75 * mid + 0.25 * high], axis + 1)
-        shape = list(coarse.shape)
-        shape[axis : axis + 2] = [2 * n]
-        coarse = coarse.reshape(shape)
-    return coarse[:height, :width]

@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from renderer.camera import AbstractCamera
+from renderer.expand import divide, owners, prefix, take
 
 _SUBPIXEL_BITS = 8  # vertices are snapped to 1/256 px, as GPUs do
 _SUBPIXEL = 1 << _SUBPIXEL_BITS
@@ -107,7 +108,7 @@ def rasterize(
         lambda: (jnp.zeros((vertex_count, 4), jnp.float32), jnp.zeros(count, bool)),
     )
     clip_count = jnp.sum(clipped, dtype=jnp.int32)
-    to_steps = _DepthSteps.of(depth, inside, jnp.where(clip_count > 0, near, jnp.inf), 31 - id_bits, perspective)
+    to_steps = DepthSteps.of(depth, inside, jnp.where(clip_count > 0, near, jnp.inf), 31 - id_bits, perspective)
     room = (0, _CLIPPED * _CORNERS)
     x, y = (jnp.pad(jnp.where(inside, _snap(w), _NOWHERE), room) for w in (u, v))
     z = jnp.pad(to_steps.affine(jnp.where(inside, depth, 1.0)), room)
@@ -115,28 +116,30 @@ def rasterize(
     fans = [np.broadcast_to(fan[:, :1] - 1, fan.shape), fan, fan + 1]
     fans = [jnp.asarray(k.ravel(), jnp.int32) for k in fans]
     corners = [jnp.concatenate([triangles[:, k].astype(jnp.int32), fans[k]]) for k in range(3)]
-    usable, owners = jnp.zeros(fan.size, bool), jnp.zeros(fan.size, jnp.int32)
+    usable, clipped_ids = jnp.zeros(fan.size, bool), jnp.zeros(fan.size, jnp.int32)
     slots = slots or max(count // 2, height * width // 32, 2048)
 
     # The first round draws all triangles that need no clipping, each further one some of those that do.
     def step(state):
-        _, done, vertices, usable, owners, buffer = state
+        _, done, vertices, usable, clipped_ids, buffer = state
         drawn = jnp.concatenate([jnp.broadcast_to(done == 0, count), usable])
         boxes = jnp.where(drawn, _boxes(corners, vertices[0], vertices[1], height, width, cull), 0)
-        buffer = _draw_groups(buffer, corners, boxes, owners, vertices, to_steps, (height, width, id_bits, cull, slots))
+        buffer = _draw_groups(
+            buffer, corners, boxes, clipped_ids, vertices, to_steps, (height, width, id_bits, cull, slots)
+        )
 
         def clip_more():
-            polygon, owners, usable = _clip_some(points, triangles, clipped, done, near)
+            polygon, clipped_ids, usable = _clip_some(points, triangles, clipped, done, near)
             w = jnp.where(polygon[:, 2] > 0, polygon[:, 2], 1.0)
             pieces = (_snap(polygon[:, 0] / w), _snap(polygon[:, 1] / w), to_steps.affine(polygon[:, 3]))
-            return tuple(v.at[vertex_count:].set(p) for v, p in zip(vertices, pieces, strict=True)), usable, owners
+            return tuple(v.at[vertex_count:].set(p) for v, p in zip(vertices, pieces, strict=True)), usable, clipped_ids
 
         more = done < clip_count
-        return more, done + _CLIPPED, *lax.cond(more, clip_more, lambda: (vertices, usable, owners)), buffer
+        return more, done + _CLIPPED, *lax.cond(more, clip_more, lambda: (vertices, usable, clipped_ids)), buffer
 
     # Tiles may reach over the picture's right and lower borders.
     empty = jnp.full((height + _LARGEST - 1) * (width + _LARGEST - 1), _EMPTY, jnp.int32)
-    start = (jnp.bool_(True), jnp.int32(0), (x, y, z), usable, owners, empty)
+    start = (jnp.bool_(True), jnp.int32(0), (x, y, z), usable, clipped_ids, empty)
     buffer = lax.while_loop(lambda state: state[0], step, start)[-1]
     buffer = buffer.reshape(height + _LARGEST - 1, width + _LARGEST - 1)[:height, :width]
     return jnp.where(buffer == _EMPTY, -1, buffer & ((1 << id_bits) - 1))
@@ -187,7 +190,7 @@ def _sum_to_one(weights, seen):
     return [w * per_total for w in weights]
 
 
-class _DepthSteps(NamedTuple):
+class DepthSteps(NamedTuple):
     """Depth in quantisation steps: `affine` makes a number of it that is affine in the picture, `steps` an integer.
 
     Orthographic depth is that number itself, scaled to the steps. Perspective depth has 1/z, whose floating-point bits
@@ -207,7 +210,7 @@ class _DepthSteps(NamedTuple):
             nearest = jnp.where(jnp.isfinite(closest), jnp.minimum(nearest, closest), nearest)
             extent = jnp.max(jnp.where(valid, depth, -jnp.inf)) - nearest
             steps = 2.0 ** min(bits, 23) - 2.0  # float32 counts no further without rounding up into the sign bit
-            return _DepthSteps(nearest, jnp.where(extent > 0, steps / jnp.where(extent > 0, extent, 1.0), 0.0), False)
+            return DepthSteps(nearest, jnp.where(extent > 0, steps / jnp.where(extent > 0, extent, 1.0), 0.0), False)
         bits_of_depth = _bits(
             jnp.maximum(depth, _DEPTH_GUARD)
         )  # integers: their minimum vectorises, that of floats not
@@ -217,7 +220,7 @@ class _DepthSteps(NamedTuple):
         extent = first - _bits(1.0 / jnp.maximum(farthest, _DEPTH_GUARD))
         # The largest step stays below all ones: with an id of all ones the key would be that of an empty pixel.
         shift = jnp.maximum(32 - lax.clz(jnp.maximum(extent, 0) + 1) - bits + 1, 0) if bits < 31 else jnp.int32(0)
-        return _DepthSteps(first, shift, True)
+        return DepthSteps(first, shift, True)
 
     def affine(self, depth):
         return 1.0 / jnp.maximum(depth, _DEPTH_GUARD) if self.perspective else (depth - self.offset) * self.scale
@@ -235,10 +238,10 @@ def _bits(x):
 
 def _boxes(corners, x, y, height, width, cull):
     """Size of each triangle's box in pixels, 0 if it is not seen, as width << 15 | height, | _BEHIND if turned away."""
-    (ax, bx, cx), (ay, by, cy) = ([_take(v, i) for i in corners] for v in (x, y))
+    (ax, bx, cx), (ay, by, cy) = ([take(v, i) for i in corners] for v in (x, y))
     area_high, area_low = _cross(bx - ax, cy - ay, by - ay, cx - ax)
     facing = area_high < 0  # counter-clockwise as seen: y points down
-    usable = (facing if cull else (area_high != 0) | (area_low != 0)) & (_max3(ax, bx, cx) < _NOWHERE)
+    usable = (facing if cull else (area_high != 0) | (area_low != 0)) & (max3(ax, bx, cx) < _NOWHERE)
     x0, x1 = _pixel_range(ax, bx, cx, width)
     y0, y1 = _pixel_range(ay, by, cy, height)
     seen = usable & (x1 >= x0) & (y1 >= y0)
@@ -265,7 +268,7 @@ def _to_clip(u, v, depth, triangles, near, sizes):
     flags = functools.reduce(jnp.bitwise_or, [jnp.where(side, 1 << k, 0) for k, side in enumerate(outside)])
     flags = jnp.where(finite, flags, -1)
     a, b, c = (flags[triangles[:, k]] for k in range(3))
-    return points, ((a & b & c) == 0) & (_min3(a, b, c) >= 0)
+    return points, ((a & b & c) == 0) & (min3(a, b, c) >= 0)
 
 
 def _clip_some(points, triangles, clipped, done, near):
@@ -274,7 +277,7 @@ def _clip_some(points, triangles, clipped, done, near):
     Returns convex polygons of points, the triangles' ids, and which triangles of each polygon's fan are to be drawn.
     """
     count = triangles.shape[0]
-    rank = _prefix(clipped.astype(jnp.int32), jnp.add) - 1 - done
+    rank = prefix(clipped.astype(jnp.int32), jnp.add) - 1 - done
     mine = clipped & (rank >= 0) & (rank < _CLIPPED)
     owner = (
         jnp.full(_CLIPPED + 1, count, jnp.int32)
@@ -292,10 +295,11 @@ def _clip_some(points, triangles, clipped, done, near):
 
     def cut(k, state):
         polygon, size = state
-        used = jnp.arange(_CORNERS) < size[:, None]
-        following = jnp.where(jnp.arange(_CORNERS) + 1 < size[:, None], jnp.arange(_CORNERS) + 1, 0)
+        index = jnp.arange(_CORNERS, dtype=jnp.int32)[None]
+        used = index < size[:, None]
+        following = jnp.where(index + 1 < size[:, None], index + 1, 0)
         plane = planes[k]
-        distance = jnp.sum(polygon * plane[:4], axis=2) + plane[4]
+        distance = jnp.sum(polygon * plane[None, None, :4], axis=2) + plane[4]
         after = jnp.take_along_axis(polygon, following[:, :, None], axis=1)
         distance_after = jnp.take_along_axis(distance, following, axis=1)
         kept, kept_after = distance > 0, distance_after > 0
@@ -308,14 +312,14 @@ def _clip_some(points, triangles, clipped, done, near):
         emitted = jnp.stack([used & kept, crosses], axis=2).reshape(-1, 2 * _CORNERS)
         values = jnp.stack([polygon, crossing], axis=2).reshape(-1, 2 * _CORNERS, 4)
         place = jnp.cumsum(emitted, axis=1) - 1
-        here = emitted[:, :, None] & (place[:, :, None] == jnp.arange(_CORNERS))
+        here = emitted[:, :, None] & (place[:, :, None] == index[:, None])
         cut_polygon = jnp.sum(jnp.where(here[..., None], values[:, :, None, :], 0.0), axis=1)
         return cut_polygon, jnp.sum(emitted, axis=1, dtype=jnp.int32)
 
     start = (polygon, jnp.where(owner < count, jnp.int32(3), jnp.int32(0)))
     polygon, size = lax.fori_loop(np.int32(0), np.int32(5), cut, start)
     pieces = _CORNERS - 2
-    usable = (jnp.arange(2, _CORNERS) < size[:, None]).ravel()
+    usable = (jnp.arange(2, _CORNERS)[None] < size[:, None]).ravel()
     return polygon.reshape(-1, 4), jnp.repeat(jnp.minimum(owner, count - 1), pieces), usable
 
 
@@ -325,18 +329,18 @@ def _tiles(boxes, log_side):
     return along, along * ((((boxes & 0x7FFF) - 1) >> log_side) + 1)
 
 
-def _draw_groups(buffer, corners, boxes, owners, vertices, to_steps, sizes):
+def _draw_groups(buffer, corners, boxes, clipped_ids, vertices, to_steps, sizes):
     """`_draw` in groups of triangles whose tiles can be counted in 31 bits, even if each covered the picture."""
     height, width = sizes[:2]
     most = -(-height // _LARGEST) * -(-width // _LARGEST)
     size = max(1, _MOST_TILES // most)
     groups = -(-boxes.shape[0] // size)
     if groups == 1:
-        return _draw(buffer, corners, boxes, owners, vertices, to_steps, sizes)
+        return _draw(buffer, corners, boxes, clipped_ids, vertices, to_steps, sizes)
     group = jnp.arange(boxes.shape[0], dtype=jnp.int32) // size
 
     def draw(g, buffer):
-        return _draw(buffer, corners, jnp.where(group == g, boxes, 0), owners, vertices, to_steps, sizes)
+        return _draw(buffer, corners, jnp.where(group == g, boxes, 0), clipped_ids, vertices, to_steps, sizes)
 
     return lax.fori_loop(np.int32(0), np.int32(groups), draw, buffer)
 
@@ -354,8 +358,8 @@ def _choose_side(boxes, picture, slots):
     return _LOG_SIDES[0] + jnp.argmin(jnp.stack(costs)).astype(jnp.int32)
 
 
-def _draw(buffer, corners, boxes, owners, vertices, to_steps, sizes):
-    """Lower the z-buffer's keys to those of all triangles whose box is not 0; the last have owners' ids."""
+def _draw(buffer, corners, boxes, clipped_ids, vertices, to_steps, sizes):
+    """Lower the z-buffer's keys to those of all triangles whose box is not 0; the last have clipped_ids."""
     height, width, id_bits, cull, slots = sizes
     x, y, z = vertices
     count = boxes.shape[0]
@@ -363,41 +367,34 @@ def _draw(buffer, corners, boxes, owners, vertices, to_steps, sizes):
 
     log_side = _choose_side(boxes, height * width, slots)
     along, tiles = _tiles(boxes, log_side)
-    end = _prefix(tiles, jnp.add)
-    start, total = end - tiles, end[-1]
-    ids = jnp.arange(count, dtype=jnp.int32)
+    end = prefix(tiles, jnp.add)
+    total = end[-1]
 
     def step(state):
         done, buffer = state
-        # The triangle of each slot: its id is written where its tiles start, and a running maximum fills the rest.
-        here = (tiles > 0) & (end > done) & (start < done + slots)
-        at = jnp.where(here, jnp.maximum(start - done, 0), slots)
-        seed = jnp.zeros(slots + 1, jnp.int32).at[at].max(ids, mode="promise_in_bounds")[:slots]
-        triangle = _prefix(seed, jnp.maximum)
-        slot = done + jnp.arange(slots, dtype=jnp.int32)
+        triangle, tile = owners(tiles, end, done, slots)
+        idle = done + jnp.arange(slots, dtype=jnp.int32) >= total
 
         # The second and third corner change places where that makes the area positive.
-        a, c, b = (_take(corner, triangle) for corner in corners)
-        box = _take(boxes, triangle)
+        a, c, b = (take(corner, triangle) for corner in corners)
+        box = take(boxes, triangle)
         if not cull:
             behind = (box & _BEHIND) != 0
             b, c = jnp.where(behind, c, b), jnp.where(behind, b, c)
-        ax, bx, cx, ay, by, cy = (_take(v, i) for v in (x, y) for i in (a, b, c))
-        az, bz, cz = (_take(z, i) for i in (a, b, c))
-        tile = slot - _take(start, triangle)
+        ax, bx, cx, ay, by, cy = (take(v, i) for v in (x, y) for i in (a, b, c))
+        az, bz, cz = (take(z, i) for i in (a, b, c))
         columns = _tiles(box, log_side)[0]
-        row = _divide(tile, columns)
-        column = jnp.maximum((_min3(ax, bx, cx) + (_SUBPIXEL // 2 - 1)) >> _SUBPIXEL_BITS, 0) + (
+        row = divide(tile, columns)
+        column = jnp.maximum((min3(ax, bx, cx) + (_SUBPIXEL // 2 - 1)) >> _SUBPIXEL_BITS, 0) + (
             (tile - row * columns) << log_side
         )
-        row = jnp.maximum((_min3(ay, by, cy) + (_SUBPIXEL // 2 - 1)) >> _SUBPIXEL_BITS, 0) + (row << log_side)
+        row = jnp.maximum((min3(ay, by, cy) + (_SUBPIXEL // 2 - 1)) >> _SUBPIXEL_BITS, 0) + (row << log_side)
         px, py = column * _SUBPIXEL + _SUBPIXEL // 2, row * _SUBPIXEL + _SUBPIXEL // 2
         (ea, eax, eay), (eb, ebx, eby), (ec, ecx, ecy) = (
             _edge(bx, by, cx, cy, px, py),
             _edge(cx, cy, ax, ay, px, py),
             _edge(ax, ay, bx, by, px, py),
         )
-        idle = slot >= total
         ea = jnp.where(idle, -_CERTAIN, ea)
         pixel = jnp.where(idle, 0, row * stride + column)
 
@@ -412,9 +409,9 @@ def _draw(buffer, corners, boxes, owners, vertices, to_steps, sizes):
         zy = za * f(cx - bx) + zb * f(ax - cx)
         z0 = cz + zx * f(px - cx) + zy * f(py - cy)
         zx, zy = zx * _SUBPIXEL, zy * _SUBPIXEL
-        lowest, highest = _min3(az, bz, cz), _max3(az, bz, cz)
-        own = count - owners.shape[0]
-        low = jnp.where(triangle < own, triangle, _take(owners, jnp.maximum(triangle - own, 0)))
+        lowest, highest = min3(az, bz, cz), max3(az, bz, cz)
+        own = count - clipped_ids.shape[0]
+        low = jnp.where(triangle < own, triangle, take(clipped_ids, jnp.maximum(triangle - own, 0)))
 
         # A loop over a tile's pixels, with one-dimensional scatters: building the indices of a single scatter does not
         # vectorise on CPU, and alone cost 5 ms for 25 000 triangles. Pixels that are not covered write what changes
@@ -440,16 +437,9 @@ def _snap(v):
 def _pixel_range(a, b, c, size):
     """First and last pixel whose centre lies within a triangle's extent, clipped to the picture."""
     half = _SUBPIXEL // 2
-    first = (_min3(a, b, c) + (half - 1)) >> _SUBPIXEL_BITS
-    last = (_max3(a, b, c) - half) >> _SUBPIXEL_BITS
+    first = (min3(a, b, c) + (half - 1)) >> _SUBPIXEL_BITS
+    last = (max3(a, b, c) - half) >> _SUBPIXEL_BITS
     return jnp.maximum(first, 0), jnp.minimum(last, size - 1)
-
-
-def _divide(a, b):
-    """a // b of non-negative integers, the quotient below 2^22; vector units have no integer division."""
-    q = (a.astype(jnp.float32) / b.astype(jnp.float32)).astype(jnp.int32)
-    r = a - q * b
-    return q + jnp.where(r >= b, 1, 0) - jnp.where(r < 0, 1, 0)
 
 
 def _cross(a, b, c, d, bias: int | Array = 0):
@@ -475,35 +465,9 @@ def _edge(px, py, qx, qy, x, y):
     return (jnp.clip(high, -most, most - 1) << (24 - _SUBPIXEL_BITS)) | (low >> _SUBPIXEL_BITS), -dy, dx
 
 
-def _prefix(x, op):
-    """Inclusive prefix sum or maximum of non-negative integers, by doubling (Hillis & Steele 1986) on two levels.
-
-    As fast on CPU as a sequential scan at the top level of a program (25 000 elements: 50 us; jnp.cumsum 190, cummax
-    360), and unlike it also fast inside loops, under vmap, and on a GPU.
-    """
-    size, row = x.shape[0], 128
-    rows = -(-size // row)
-
-    def along(axis, length, y):
-        def double(k, y):
-            shifted = jnp.concatenate([jnp.zeros_like(y), y], axis)
-            return op(y, lax.dynamic_slice_in_dim(shifted, length - jnp.left_shift(1, k), length, axis))
-
-        return lax.fori_loop(np.int32(0), np.int32((length - 1).bit_length()), double, y)
-
-    y = along(1, row, jnp.pad(x, (0, rows * row - size)).reshape(rows, row))
-    totals = along(0, rows, y[:, -1])
-    before = jnp.concatenate([jnp.zeros(1, x.dtype), totals[:-1]])
-    return op(y, before[:, None]).reshape(-1)[:size]
-
-
-def _take(values, indices):
-    return values.at[indices].get(mode="promise_in_bounds")
-
-
-def _min3(a, b, c):
+def min3(a, b, c):
     return jnp.minimum(jnp.minimum(a, b), c)  # XLA's CPU reduction over an axis of three is four times slower
 
 
-def _max3(a, b, c):
+def max3(a, b, c):
     return jnp.maximum(jnp.maximum(a, b), c)

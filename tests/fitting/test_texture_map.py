@@ -156,17 +156,39 @@ def test_gloss_and_cast_shadow_do_not_become_white_and_black_skin(tiny):
     assert np.abs(got - lit)[seen].mean() < 0.25 * raw
 
 
-def test_continuation_keeps_what_is_known_and_reaches_everywhere():
-    rng = np.random.default_rng(0)
-    weight = np.zeros((48, 37), np.float32)
-    weight[10:20, 5:15] = 1
-    values = np.where(weight[..., None] > 0, rng.normal(size=(48, 37, 3)), 0).astype(np.float32)
-    got = texture_map._continue(values, weight, np.zeros(3, np.float32))
-    assert np.allclose(got[weight > 0], values[weight > 0], atol=1e-6)
-    low, high = values[weight > 0].min(axis=0), values[weight > 0].max(axis=0)
-    assert np.all(got >= np.minimum(low, 0) - 1e-5) and np.all(got <= np.maximum(high, 0) + 1e-5)
-    constant = texture_map._continue(np.full((48, 37, 3), 0.7), weight, np.zeros(3), fade=0.0)
-    assert np.allclose(constant, 0.7, atol=1e-5)
+def test_skin_brighter_than_the_fits_light_explains_keeps_its_hue(tiny):
+    """Were each channel cut off at 1 by itself, red skin would come out yellow, then white."""
+    fit = make_fit(tiny)
+    lit = dataclasses.replace(fit, light=np.asarray(1.2 * fit.light))
+    # Fitted a quarter as bright as it was: the map has to be four times as bright.
+    dim = dataclasses.replace(fit, light=np.asarray(0.3 * fit.light))
+    truth = painted()
+    photo = photograph(lit, truth)
+    seen = well_seen(dim, photo)
+    assert seen.mean() > 0.2
+    got, true = (
+        np.asarray(srgb_to_linear(jnp.asarray(t)))[seen] for t in (face_texture(dim, photo, SIZE) / 255, truth)
+    )
+    assert np.median(got[:, 0]) > 1.3 * np.median(true[:, 0])
+    assert np.abs(got / got[:, :1] - true / true[:, :1]).mean() < 0.04
+
+
+def test_hair_beside_the_face_is_neither_taken_nor_mirrored(tiny):
+    """A dark strand just inside the head's outline, redder than most things and so not told apart by its hue."""
+    fit = make_fit(tiny)
+    truth = painted()
+    truth = (truth + truth[:, ::-1]) / 2
+    photo = photograph(fit, truth)
+    spoilt = photo.pixels.copy()
+    background = np.asarray(photograph(fit, truth, (1.0, 0.0, 1.0)).pixels)[100] == [255, 0, 255]
+    inside = np.flatnonzero(~background.all(axis=1))
+    strand = slice(inside[0], inside[0] + 8)
+    spoilt[92:108, strand] = (38, 26, 22)
+    clean = face_texture(fit, photo, SIZE).astype(int)
+    got = face_texture(fit, Photo(spoilt), SIZE).astype(int)
+    assert np.abs(spoilt.astype(int) - photo.pixels)[100, strand].mean() > 60
+    # The strand covers about a hundred texels, and as many lie opposite.
+    assert np.sum(np.abs(got - clean).max(axis=2) > 20) < 20
 
 
 def test_texture_follows_the_expression_of_the_photo(tiny):
