@@ -1,18 +1,22 @@
-"""What rendering costs: `python benchmarks/render.py [--repeats 15] [--json FILE]`.
+"""What rendering costs, and how exact it is: `python -m benchmarks render [--repeats 15] [--json FILE]`.
 
-Medians of wall and process CPU time in milliseconds over interleaved repeats, compile time apart, and each figure as a
-ratio to the visibility of 8 000 triangles at 256 px in the same run: the ratios travel between machines, the times do
-not. The mesh is a bumpy ball that covers about half of the picture, as a head does.
+Needs the extra `benchmarks` (numba; open3d, which needs the system package libusb-1.0-0). Times are medians of process
+CPU time over interleaved repeats; the table's ratios travel between machines, times do not. The mesh is a bumpy ball
+that covers 44 % of the picture, as a head does. `baseline_render.json` beside this file is a run to compare with.
+
+Visibility is measured first, beside two z-buffers in numba (`zbuffer.py`: one as fast as we can write it, one as most
+face code has it), then open3d's; all on one thread: threads that keep spinning after other work would be counted with
+it. Each is called twice and the second call counts, so that caches hold its own data.
+
+The flat object that --json writes holds, for every case, `NAME_cpu_ms`, `NAME_wall_ms` and `NAME_first_call_s` (which
+includes compilation), and the ratios and errors that are explained where they are computed.
 """
 
 import argparse
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import equinox as eqx
 import jax
@@ -20,8 +24,23 @@ import jax.numpy as jnp
 import jaxlie
 import numpy as np
 
+import morphable
+from benchmarks.zbuffer import textbook_zbuffer, zbuffer
 from morphable.mesh import Mesh
-from renderer import Pinhole, barycentrics, frontal, interpolate, render, unwrap, visibility
+from renderer import (
+    Pinhole,
+    barycentrics,
+    edge_table,
+    frontal,
+    interpolate,
+    rasterize,
+    render,
+    soft_render,
+    unwrap,
+)
+
+BASELINE = Path(__file__).with_name("baseline_render.json")
+SIZES = {"5k": 5_000, "10k": 10_000, "25k": 25_000, "50k": 50_000}
 
 
 def ball(triangle_count: int) -> Mesh:
@@ -56,82 +75,231 @@ def camera_of(size: int, zoom: float = 1.0) -> Pinhole:
     )
 
 
-def cases() -> dict:
+class Scene:
+    """A mesh as a camera sees it: the arguments of `rasterize` on the device, and as NumPy for the others."""
+
+    def __init__(self, mesh: Mesh, camera: Pinhole):
+        self.mesh, self.camera = mesh, camera
+        self.pixels, self.depth = camera.project(mesh.vertices), camera.to_camera(mesh.vertices)[:, 2]
+        self.arrays = [np.asarray(a) for a in (self.pixels, self.depth, mesh.triangles)]
+        height, width, near = camera.height, camera.width, camera.near
+        one_thread = {"xla_cpu_multi_thread_eigen": False} if jax.default_backend() == "cpu" else None
+        draw = jax.jit(lambda p, d, t: rasterize(p, d, t, height, width, near=near), compiler_options=one_thread)
+        self.ours = lambda: draw(self.pixels, self.depth, mesh.triangles)
+        self.numba = lambda: zbuffer(*self.arrays, height, width)
+        self.textbook = lambda: textbook_zbuffer(*self.arrays, height, width)
+
+    def open3d(self):
+        """Builds the ray caster's tree and casts a ray through each pixel, as a mesh that changes needs it."""
+        import open3d
+
+        K, R, t = (np.asarray(a, np.float64) for a in self.camera.to_opencv())
+        extrinsic = np.eye(4)
+        extrinsic[:3, :3], extrinsic[:3, 3] = R, t
+        vertices = open3d.core.Tensor(np.asarray(self.mesh.vertices, np.float32))
+        triangles = open3d.core.Tensor(np.asarray(self.mesh.triangles).astype(np.uint32))
+
+        def run():
+            scene = open3d.t.geometry.RaycastingScene(nthreads=1)
+            scene.add_triangles(vertices, triangles)
+            rays = scene.create_rays_pinhole(K, extrinsic, self.camera.width, self.camera.height)
+            return scene.cast_rays(rays)["primitive_ids"].numpy()
+
+        return run
+
+
+def visibility_scenes() -> dict[str, Scene]:
+    scenes = {f"{n}_{size}": Scene(ball(SIZES[n]), camera_of(size)) for n in SIZES for size in (256, 512)}
+    scenes["10k_256_close"] = Scene(ball(10_000), camera_of(256, zoom=4.0))
+    return scenes
+
+
+def cases(scenes: dict[str, Scene]) -> dict:
     """Name -> function without arguments that starts the work and returns its arrays."""
-    light = frontal()
-    found = {}
+    light, found = frontal(), {}
+    scene = scenes["25k_256"]
+    mesh, camera, edges = scene.mesh, scene.camera, edge_table(scene.mesh.triangles, scene.mesh.vertices)
+    target = jnp.asarray(np.random.default_rng(0).uniform(size=(256, 256, 3)), jnp.float32)
 
-    def visible(name, triangle_count, size, zoom=1.0):
-        mesh, camera = ball(triangle_count), camera_of(size, zoom)
-        run = jax.jit(lambda v: visibility(camera, v, mesh.triangles))
-        found[f"visibility_{name}"] = lambda: run(mesh.vertices)
+    def energy(vertices, albedo, edges):
+        moved = eqx.tree_at(lambda m: (m.vertices, m.albedo), mesh, (vertices, albedo))
+        return jnp.sum((render(moved, camera, light, edges=edges).colour - target) ** 2)
 
-    visible("8k_256", 8_000, 256)
-    visible("25k_256", 25_000, 256)
-    visible("8k_256_close", 8_000, 256, zoom=4.0)
-    visible("25k_512", 25_000, 512)
-    visible("45k_1024", 45_000, 1024)
+    both_ways = eqx.filter_jit(jax.value_and_grad(energy, (0, 1)))
+    found["deferred_25k_256"] = lambda: render(mesh, camera, light)
+    found["deferred_both_ways_25k_256"] = lambda: both_ways(mesh.vertices, mesh.albedo, None)
+    found["antialias_25k_256"] = lambda: render(mesh, camera, light, edges=edges)
+    found["antialias_both_ways_25k_256"] = lambda: both_ways(mesh.vertices, mesh.albedo, edges)
 
-    mesh, camera = ball(25_000), camera_of(256)
-    ids = visibility(camera, mesh.vertices, mesh.triangles)
+    ids = scene.ours()
 
-    def deferred(vertices, albedo):
+    def given_ids(vertices, albedo):
         weights = barycentrics(camera.project(vertices), camera.to_camera(vertices)[:, 2], mesh.triangles, ids)
-        return interpolate(albedo, mesh.triangles, ids, weights)
+        return jnp.sum((interpolate(albedo, mesh.triangles, ids, weights) - target) ** 2)
 
-    def energy(vertices, albedo):
-        return jnp.sum(deferred(vertices, albedo) ** 2)
+    attributes = jax.jit(jax.value_and_grad(given_ids, (0, 1)))
+    found["interpolate_both_ways_25k_256"] = lambda: attributes(mesh.vertices, mesh.albedo)
 
-    forward, backward = jax.jit(deferred), jax.jit(jax.grad(energy, (0, 1)))
-    found["interpolate_25k_256"] = lambda: forward(mesh.vertices, mesh.albedo)
-    found["interpolate_gradient_25k_256"] = lambda: backward(mesh.vertices, mesh.albedo)
-    found["render_25k_256"] = lambda: render(mesh, camera, light)
+    small, small_camera, small_target = ball(10_000), camera_of(224), target[:224, :224]
+    # PyTorch3D's and SoftRas' usual sigma, 1e-4 of squared NDC units.
+    sigma = 1e-4 * (224 / 2) ** 2
 
-    large, large_camera = ball(45_000), camera_of(1024)
+    def soft_energy(vertices, albedo):
+        moved = eqx.tree_at(lambda m: (m.vertices, m.albedo), small, (vertices, albedo))
+        picture = soft_render(moved, small_camera, light, sigma=sigma, gamma=1e-4, count=10)
+        return jnp.sum((picture.colour - small_target) ** 2)
+
+    soft = jax.jit(jax.value_and_grad(soft_energy, (0, 1)))
+    found["soft_10k_224_k10"] = lambda: soft_render(small, small_camera, light, sigma=sigma, gamma=1e-4, count=10)
+    found["soft_both_ways_10k_224_k10"] = lambda: soft(small.vertices, small.albedo)
+
+    batch = jnp.stack([mesh.vertices * (1 + 0.01 * k) for k in range(16)])
+    one = lambda v: render(eqx.tree_at(lambda m: m.vertices, mesh, v), camera, light).colour  # noqa: E731
+    mapped, batched = jax.jit(lambda b: jax.lax.map(one, b)), jax.jit(jax.vmap(one))
+    found["deferred_map_of_16_25k_256"] = lambda: mapped(batch)
+    found["deferred_vmap_of_16_25k_256"] = lambda: batched(batch)
+
     texture = jnp.asarray(np.random.default_rng(1).uniform(size=(1024, 1024, 3)), jnp.float32)
-    found["render_45k_1024"] = lambda: render(large, large_camera, light)
-    found["render_textured_2x2_45k_1024"] = lambda: render(large, large_camera, light, texture, samples=2)
-    found["unwrap_45k_1024"] = lambda: unwrap(texture, large, large_camera, 1024)
+    large, large_camera = scenes["50k_512"].mesh, camera_of(1024)
+    found["textured_50k_1024"] = lambda: render(large, large_camera, light, texture)
+    found["unwrap_50k_1024"] = lambda: unwrap(texture, large, large_camera, 1024)
     return found
 
 
-def measure(repeats: int) -> dict[str, dict[str, float]]:
+def measure(runs: dict, repeats: int) -> dict[str, dict[str, float]]:
     """Medians of wall and CPU time per case, and the seconds that its first call took."""
-    runs, first = cases(), {}
-    wall, cpu = {name: [] for name in runs}, {name: [] for name in runs}
+    first, wall, cpu = {}, {name: [] for name in runs}, {name: [] for name in runs}
     for name, run in runs.items():
         start = time.perf_counter()
         jax.block_until_ready(eqx.filter(run(), eqx.is_array))
         first[name] = time.perf_counter() - start
     for _ in range(repeats):
         for name, run in runs.items():
+            jax.block_until_ready(eqx.filter(run(), eqx.is_array))
             start, start_cpu = time.perf_counter(), time.process_time()
             jax.block_until_ready(eqx.filter(run(), eqx.is_array))
             wall[name].append(1e3 * (time.perf_counter() - start))
             cpu[name].append(1e3 * (time.process_time() - start_cpu))
     return {
         name: {
-            "wall_ms": statistics.median(wall[name]),
             "cpu_ms": statistics.median(cpu[name]),
+            "wall_ms": statistics.median(wall[name]),
             "first_call_s": first[name],
         }
         for name in runs
     }
 
 
+def id_mismatches(scenes: dict[str, Scene]) -> dict[str, int]:
+    """Pixels at which ours and the numba z-buffer see different triangles, over all scenes and these besides."""
+    others = dict(scenes)
+    # 40 px triangles; a real head, whose lids, lips and lashes lie closely behind each other.
+    others["500_256"] = Scene(ball(500), camera_of(256, zoom=1.5))
+    head = morphable.load()
+    turn = jaxlie.SO3.from_x_radians(np.pi) @ jaxlie.SO3.from_y_radians(0.3)
+    pose = jaxlie.SE3.from_rotation_and_translation(turn, jnp.array([0.0, 0.0, 700.0]))
+    camera = Pinhole(jnp.full(2, 1200.0), jnp.full(2, 256.0), pose, 512, 512)
+    others["head_512"] = Scene(head.instance(jnp.zeros(head.shape.rank)), camera)
+    counts = {name: int(np.sum(np.asarray(s.ours()) != s.numba())) for name, s in others.items()}
+    # A vmapped batch of meshes that differ.
+    scene = scenes["10k_256"]
+    camera = scene.camera
+    rng = np.random.default_rng(0)
+    batch = scene.mesh.vertices[None] * jnp.asarray(rng.uniform(0.3, 2.0, (8, 1, 3)), jnp.float32)
+    pixels, depth = jax.vmap(camera.project)(batch), jax.vmap(lambda v: camera.to_camera(v)[:, 2])(batch)
+    draw = lambda p, d: rasterize(p, d, scene.mesh.triangles, 256, 256, near=camera.near)  # noqa: E731
+    for k, ids in enumerate(np.asarray(jax.jit(jax.vmap(draw))(pixels, depth))):
+        alone = zbuffer(np.asarray(pixels[k]), np.asarray(depth[k]), scene.arrays[2], 256, 256)
+        counts[f"batch_{k}"] = int(np.sum(ids != alone))
+    return counts
+
+
+def silhouette_gradient_errors(poses: int, size: int = 48, finer: int = 8) -> np.ndarray:
+    """Relative errors of the gradient of an image loss in six motions of a coloured body before a blue wall.
+
+    The truth is the central difference, over a step of half a unit (2 mm, or the like), of the loss of a picture that
+    is rendered `finer` times as fine and averaged.
+    """
+    mesh = ball(2_000)
+    mesh = eqx.tree_at(lambda m: m.vertices, mesh, mesh.vertices * jnp.array([[1.0, 1.25, 0.9]]))
+    edges, light = edge_table(mesh.triangles, mesh.vertices), frontal()
+    background = jnp.array([0.1, 0.3, 0.6])
+
+    def camera_at(motion, turn, shift, size):
+        turn = jaxlie.SO3.exp(0.03 * motion[3:]) @ turn
+        pose = jaxlie.SE3.from_rotation_and_translation(turn, shift + 4 * jnp.append(motion[:2], 0.0))
+        return Pinhole(jnp.full(2, 2.0 * size) * jnp.exp(0.02 * motion[2]), jnp.full(2, size / 2), pose, size, size)
+
+    def loss(motion, turn, shift, target):
+        picture = render(mesh, camera_at(motion, turn, shift, size), light, edges=edges)
+        return jnp.sum((picture.over(jnp.broadcast_to(background, target.shape)) - target) ** 2)
+
+    @jax.jit
+    def averaged(motion, turn, shift):
+        fine = render(mesh, camera_at(motion, turn, shift, finer * size), light)
+        picture = fine.over(jnp.broadcast_to(background, fine.colour.shape))
+        return jnp.mean(picture.reshape(size, finer, size, finer, 3), axis=(1, 3))
+
+    gradient, rng, errors = jax.jit(jax.grad(loss)), np.random.default_rng(0), []
+    for _ in range(poses):
+        turn = jaxlie.SO3.exp(jnp.asarray(0.6 * rng.normal(size=3))) @ jaxlie.SO3.from_x_radians(np.pi)
+        shift = jnp.asarray([*(15 * rng.normal(size=2)), 600.0])
+        target = averaged(jnp.asarray(3 * rng.normal(size=6)), turn, shift)
+        steps = 0.5 * np.eye(6)
+        ends = [jnp.sum((averaged(jnp.asarray(s), turn, shift) - target) ** 2) for s in [*steps, *-steps]]
+        true = np.subtract(np.asarray(ends[:6], float), np.asarray(ends[6:], float))
+        found = np.asarray(gradient(jnp.zeros(6), turn, shift, target))
+        errors.append(np.linalg.norm(found - true) / np.linalg.norm(true))
+    return np.array(errors)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--poses", type=int, default=50, help="random poses for the silhouette's gradient")
     parser.add_argument("--json", type=Path, help="also write one flat object of numbers to this file")
     options = parser.parse_args(arguments)
-    results = measure(options.repeats)
-    unit = results["visibility_8k_256"]["cpu_ms"]
-    print(f"{'':32s} {'wall ms':>9s} {'cpu ms':>9s} {'ratio':>7s} {'first call s':>13s}   on {jax.devices()[0]}")
+    scenes = visibility_scenes()
+    visibility = {f"visibility_{name}": scene.ours for name, scene in scenes.items()}
+    visibility |= {f"numba_{name}": scene.numba for name, scene in scenes.items()}
+    visibility |= {f"textbook_{name}": scene.textbook for name, scene in scenes.items()}
+    open3d = {f"open3d_{name}": scenes[name].open3d for name in ("10k_256", "25k_256", "50k_512")}
+    results = measure(visibility, options.repeats)
+    results |= measure({name: prepare() for name, prepare in open3d.items()}, options.repeats)
+    results |= measure(cases(scenes), options.repeats)
+    flat = {f"{name}_{key}": value for name, figures in results.items() for key, value in figures.items()}
+
+    def ratio(name: str, to: str) -> float:
+        return flat[f"{name}_cpu_ms"] / flat[f"{to}_cpu_ms"]
+
+    for name in scenes:
+        flat[f"visibility_vs_numba_cpu_{name}"] = ratio(f"visibility_{name}", f"numba_{name}")
+        flat[f"visibility_vs_textbook_cpu_{name}"] = ratio(f"visibility_{name}", f"textbook_{name}")
+    for name in ("10k_256", "25k_256", "50k_512"):
+        flat[f"visibility_vs_open3d_cpu_{name}"] = ratio(f"visibility_{name}", f"open3d_{name}")
+    # Value and gradient of an image loss through all of `render`, with and without outlines.
+    flat["antialias_vs_deferred_cpu_25k_256"] = ratio("antialias_both_ways_25k_256", "deferred_both_ways_25k_256")
+    flat["soft_224_10k_k10_cpu_s"] = flat["soft_both_ways_10k_224_k10_cpu_ms"] / 1e3
+    mismatches = id_mismatches(scenes)
+    flat["id_mismatches"] = sum(mismatches.values())
+    errors = silhouette_gradient_errors(options.poses)
+    flat["silhouette_gradient_error_median"] = float(np.median(errors))
+    flat["silhouette_gradient_error_90_percent"] = float(np.quantile(errors, 0.9))
+
+    baseline = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
+    columns = f"{'cpu ms':>9s} {'wall ms':>9s} {'first call s':>13s} {'baseline':>9s}"
+    print(f"{'on ' + str(jax.devices()[0]):36s} {columns}")
     for name, figures in results.items():
-        wall, cpu, first = figures["wall_ms"], figures["cpu_ms"], figures["first_call_s"]
-        print(f"{name:32s} {wall:9.2f} {cpu:9.2f} {cpu / unit:7.1f} {first:13.2f}")
+        before = baseline.get(f"{name}_cpu_ms", float("nan"))
+        times = f"{figures['cpu_ms']:9.2f} {figures['wall_ms']:9.2f} {figures['first_call_s']:13.2f}"
+        print(f"{name:36s} {times} {before:9.2f}")
+    print(f"\n{'':44s} {'now':>9s} {'baseline':>9s}")
+    for name, value in flat.items():
+        if not name.endswith(("_cpu_ms", "_wall_ms", "_first_call_s")):
+            print(f"{name:44s} {value:9.3f} {baseline.get(name, float('nan')):9.3f}")
+    if any(mismatches.values()):
+        print("mismatches:", {name: n for name, n in mismatches.items() if n})
     if options.json:
-        flat = {f"{name}_{key}": value for name, figures in results.items() for key, value in figures.items()}
         options.json.write_text(json.dumps(flat, indent=1) + "\n")
 
 

@@ -22,7 +22,7 @@ def _code(path: Path) -> ast.Module:
 
 
 def test_there_are_notebooks():
-    assert {"01_a_face_from_numbers", "03_fit_one_photo"} <= {path.stem for path in NOTEBOOKS}
+    assert {"01_a_face_from_numbers", "02_light_and_camera", "03_fit_one_photo"} <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

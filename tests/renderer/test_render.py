@@ -11,7 +11,18 @@ from jax.test_util import check_grads
 
 import renderer
 from morphable.mesh import Mesh
-from renderer import ambient_white, frontal, lambert, render
+from renderer import (
+    DirectionalLight,
+    Gloss,
+    ambient_light,
+    ambient_white,
+    edge_table,
+    frontal,
+    lambert,
+    mip_pyramid,
+    ncc,
+    render,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +103,86 @@ def test_render_has_derivatives_in_pose_light_and_albedo(coloured, camera):
 
         light = frontal() + jnp.asarray(np.random.default_rng(2).normal(size=(9, 3)))
         check_grads(jax.jit(total), (jnp.zeros(6), light, mesh.albedo), order=1, modes=("fwd", "rev"), eps=1e-6)
+
+
+def test_pncc_tells_where_on_the_model_each_pixel_is(sphere, camera):
+    """Of the mean itself, the code is the place: the same that depth and the camera tell."""
+    picture = render(sphere, camera, ambient_white())
+    seen = np.asarray(picture.triangle_ids) >= 0
+    code = np.asarray(picture.interpolate(ncc(sphere.vertices), sphere.triangles))
+    assert np.all(code[~seen] == 0) and np.ptp(ncc(sphere.vertices), axis=0) == pytest.approx(1)
+    row, column = np.nonzero(seen)
+    points = camera.unproject(jnp.asarray(np.stack([column, row], 1) + 0.5, jnp.float32), picture.depth[seen])
+    on_head = jax.vmap(camera.pose.inverse().apply)(points)
+    low, high = np.min(sphere.vertices, axis=0), np.max(sphere.vertices, axis=0)
+    assert np.allclose(low + code[seen] * (high - low), on_head, atol=0.02)
+
+
+def test_labels_are_those_of_the_triangles_seen(sphere, camera):
+    picture = render(sphere, camera, ambient_white())
+    upper = (np.asarray(sphere.vertices)[np.asarray(sphere.triangles), 1].mean(1) > 0).astype(np.int32)
+    labels = np.asarray(picture.labels(jnp.asarray(upper)))
+    height = np.asarray(picture.interpolate(sphere.vertices, sphere.triangles))[..., 1]
+    seen = np.asarray(picture.coverage) > 0
+    assert np.array_equal(labels == -1, ~seen)
+    assert set(np.unique(labels)) == {-1, 0, 1}
+    assert np.all(height[labels == 1] > -1e-3) and np.all(height[labels == 0] < 1e-3)
+
+
+def test_a_lamp_alone_lights_what_faces_it(coloured, camera):
+    dark = ambient_light(jnp.zeros(3))
+    direction = jnp.array([0.6, -0.5, -np.sqrt(1 - 0.6**2 - 0.5**2)])
+    lamp = DirectionalLight(direction, jnp.array([2.0, 1.0, 0.5]))
+    albedo = render(coloured, camera, ambient_white())
+    lit = render(coloured, camera, dark, lamp=lamp)
+    cosine = np.maximum(np.asarray(albedo.normals) @ np.asarray(direction), 0)
+    expected = np.asarray(albedo.colour) * cosine[..., None] * np.asarray(lamp.colour)
+    assert np.allclose(lit.colour, expected, atol=1e-5)  # a ball casts no shadow on itself
+    glossy = render(coloured, camera, dark, lamp=lamp, gloss=Gloss(0.3, 20.0))
+    added = np.asarray(glossy.colour - lit.colour)
+    assert added.min() > -1e-6 and 0.25 < added[..., 1].max() <= 0.3 + 1e-5
+
+
+def test_a_card_shades_the_ball_behind_it(sphere, facing):
+    card = np.array([[-40, 40, 150], [-40, -40, 150], [40, -40, 150], [40, 40, 150]])
+    vertices = jnp.concatenate([sphere.vertices, jnp.asarray(card, jnp.float32) + jnp.array([[80.0, 0, 0]])])
+    first = len(sphere.vertices)
+    triangles = jnp.concatenate([sphere.triangles, first + jnp.array([[0, 1, 2], [0, 2, 3]])])
+    scene = Mesh(vertices, triangles)
+    lamp = DirectionalLight(jnp.array([np.sin(0.5), 0.0, -np.cos(0.5)]), jnp.ones(3))
+    dark = ambient_light(jnp.zeros(3))
+    free, shaded = (render(scene, facing, dark, lamp=lamp, shadow_size=size) for size in (None, 256))
+    ball = np.asarray(free.triangle_ids)
+    ball = (ball >= 0) & (ball < len(sphere.triangles)) & (np.asarray(free.colour).sum(-1) > 0.1)
+    ratio = np.asarray(shaded.colour).sum(-1)[ball] / np.asarray(free.colour).sum(-1)[ball]
+    assert 0.05 < np.mean(ratio < 0.02) < 0.5 and np.mean(ratio > 0.98) > 0.4
+    assert np.mean((ratio > 0.02) & (ratio < 0.98)) < 0.2  # the border
+
+
+def test_a_fine_texture_seen_from_afar_is_its_mean(sphere, facing):
+    check = np.indices((256, 256)).sum(0) % 2
+    texture = jnp.asarray(np.repeat(check[..., None], 3, axis=2), jnp.float32)
+    picture = render(sphere, facing, ambient_white(), texture)
+    covered = np.asarray(picture.coverage) > 0
+    assert np.allclose(np.asarray(picture.colour)[covered], 0.5, atol=0.02)
+    ready = render(sphere, facing, ambient_white(), mip_pyramid(texture))
+    assert np.allclose(ready.colour, picture.colour, atol=1e-6)
+
+
+def test_a_camera_inside_a_ball_sees_it_all_around(sphere, facing):
+    """Half of the triangles reach behind the camera, and all show their backs."""
+    within = eqx.tree_at(lambda c: c.pose, facing, facing.pose.inverse() @ facing.pose)
+    picture = render(sphere, within, frontal(), cull=False)
+    assert np.all(picture.coverage == 1)
+    towards = np.asarray(picture.normals)[..., 2]
+    assert np.all(towards < 0)  # lit as if they faced the camera
+    assert np.allclose(picture.depth[20, 24], 100, atol=3)
+    assert np.all(render(sphere, within, frontal()).coverage == 0)
+
+
+def test_outlines_are_smoothed_one_way_only(sphere, camera):
+    with pytest.raises(ValueError, match="edges and samples=2"):
+        render(sphere, camera, frontal(), samples=2, edges=edge_table(sphere.triangles))
 
 
 def test_a_texture_needs_uv(sphere, camera):
