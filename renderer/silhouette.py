@@ -10,8 +10,10 @@ mesh: on a fine mesh the triangles at an outline turn away from the viewer, are 
 them. The cost is a pass over the edges, then work along outlines only.
 """
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -65,6 +67,7 @@ def edge_table(
     return EdgeTable(jnp.asarray(vertices, jnp.int32), jnp.asarray(np.concatenate(sides), jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnames=("perspective", "cull", "slots"))
 def antialias(
     image: Float[Array, "height width channel"],
     pixels: Float[Array, "vertex 2"],
@@ -86,8 +89,8 @@ def antialias(
     as they are. Derivatives, forward and reverse, are those in the image's colours and in `pixels`, through the
     outlines' places; depth has none.
 
-    Up to `slots` crossings of outlines, hidden ones included, and lines between centres are treated as a list; more
-    by passes over the whole picture.
+    Outlines' crossings with lines between centres, hidden ones included, are looked at in rounds of `slots`; if more
+    than that are seen, all lines are treated as if they had one.
     """
     height, width, channels = image.shape
     colours = image.reshape(height * width, channels)
@@ -97,6 +100,19 @@ def antialias(
     ends = prefix(counts, jnp.add)
     slots = slots or max(4096, height * width // 16)
 
+    # The edge that each line gets, round after round: less to compile than a case apart for the usual single round.
+    def find(state):
+        done, best, chosen = state
+        edge, line, key = outlines.crossings(counts, ends, done, slots)
+        better = best.at[line].min(key)
+        winner = jnp.where((key < _NONE) & (key == better[line]), edge, -1)
+        return done + slots, better, jnp.where(better < best, -1, chosen).at[line].max(winner)
+
+    none = jnp.full(lines + 1, _NONE, jnp.int32)
+    start = (jnp.int32(0), none, jnp.full_like(none, -1))
+    chosen = lax.while_loop(lambda state: state[0] < ends[-1], find, start)[2][:-1]
+    rank = prefix((chosen >= 0).astype(jnp.int32), jnp.add)
+
     def mix(edge, line):
         """Colours mixed at the crossings of some edges (-1 for none) and lines."""
         inner, outer, place = _place_between(pixels, edges.vertices[jnp.maximum(edge, 0)], outlines, edge, line)
@@ -105,32 +121,14 @@ def antialias(
         return colours.at[jnp.where(part > 0, outer, inner)].add(change)
 
     def listed():
-        edge, line, key = outlines.crossings(counts, ends, jnp.int32(0), slots)
-        best = jnp.full(lines + 1, _NONE, jnp.int32).at[line].min(key)
-        slot = jnp.where((key < _NONE) & (key == best[line]), jnp.arange(slots, dtype=jnp.int32), slots)
-        first = jnp.full(lines + 1, slots, jnp.int32).at[line].min(slot)
-        return mix(jnp.where((slot < slots) & (slot == first[line]), edge, -1), line)
+        at = jnp.where((chosen >= 0) & (rank <= slots), rank - 1, slots)
+        line = jnp.full(slots + 1, lines, jnp.int32).at[at].min(jnp.arange(lines, dtype=jnp.int32))[:slots]
+        return mix(jnp.where(line < lines, chosen[jnp.minimum(line, lines - 1)], -1), jnp.minimum(line, lines - 1))
 
     def everywhere():
-        def find_key(state):
-            done, best = state
-            _, line, key = outlines.crossings(counts, ends, done, slots)
-            return done + slots, best.at[line].min(key)
+        return mix(chosen, jnp.arange(lines, dtype=jnp.int32))
 
-        def find_edge(state):
-            done, chosen = state
-            edge, line, key = outlines.crossings(counts, ends, done, slots)
-            return done + slots, chosen.at[line].max(jnp.where((key < _NONE) & (key == best[line]), edge, -1))
-
-        def more(state):
-            return state[0] < ends[-1]
-
-        none = jnp.full(lines + 1, _NONE, jnp.int32)
-        _, best = lax.while_loop(more, find_key, (jnp.int32(0), none))
-        _, chosen = lax.while_loop(more, find_edge, (jnp.int32(0), jnp.full_like(none, -1)))
-        return mix(chosen[:-1], jnp.arange(lines, dtype=jnp.int32))
-
-    return lax.cond(ends[-1] <= slots, listed, everywhere).reshape(image.shape)
+    return lax.cond(rank[-1] <= slots, listed, everywhere).reshape(image.shape)
 
 
 class _Outlines(NamedTuple):

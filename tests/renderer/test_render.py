@@ -162,11 +162,9 @@ def test_a_card_shades_the_ball_behind_it(sphere, facing):
 def test_a_fine_texture_seen_from_afar_is_its_mean(sphere, facing):
     check = np.indices((256, 256)).sum(0) % 2
     texture = jnp.asarray(np.repeat(check[..., None], 3, axis=2), jnp.float32)
-    picture = render(sphere, facing, ambient_white(), texture)
+    picture = render(sphere, facing, ambient_white(), mip_pyramid(texture))
     covered = np.asarray(picture.coverage) > 0
     assert np.allclose(np.asarray(picture.colour)[covered], 0.5, atol=0.02)
-    ready = render(sphere, facing, ambient_white(), mip_pyramid(texture))
-    assert np.allclose(ready.colour, picture.colour, atol=1e-6)
 
 
 def test_a_camera_inside_a_ball_sees_it_all_around(sphere, facing):
