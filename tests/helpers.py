@@ -6,11 +6,26 @@ import numpy as np
 
 from morphable.basis import GaussianBasis
 from morphable.landmarks import ContourFans, SurfacePoints
-from morphable.mesh import triangulate
+from morphable.mesh import Mesh, triangulate
 from morphable.model import MorphableModel, Provenance
 from morphable.rig import Gaze, Rig
 
 UNITS = ("jawOpen", "mouthClose", "mouthSmileLeft", "eyeLookUpLeft")
+
+
+def uv_sphere(columns: int, rows: int) -> Mesh:
+    """A textured sphere, radius 100 mm; u runs once around it from the back, v from its top down."""
+    u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0, 1, rows + 1))
+    around, down = (u - 0.5) * 2 * np.pi, v * np.pi
+    points = [np.sin(around) * np.sin(down), np.cos(down), np.cos(around) * np.sin(down)]
+    i = np.arange(rows * (columns + 1)).reshape(rows, columns + 1)[:, :-1].ravel()
+    below = i + columns + 1
+    triangles = np.concatenate([np.stack([i, below, below + 1], 1), np.stack([i, below + 1, i + 1], 1)])
+    return Mesh(
+        vertices=jnp.asarray(100 * np.stack(points, -1).reshape(-1, 3), jnp.float32),
+        triangles=jnp.asarray(triangles, jnp.int32),
+        uv=jnp.asarray(np.stack([u.ravel(), v.ravel()], 1), jnp.float32),
+    )
 
 
 def tiny_model(identity_rank: int = 6, albedo_rank: int = 4, side: int = 13) -> MorphableModel:

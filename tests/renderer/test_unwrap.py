@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import jaxlie
 import numpy as np
 import pytest
+from helpers import uv_sphere
 
 from morphable.mesh import Mesh
 from renderer import ambient_white, interpolate, render, sample_texture
@@ -22,19 +23,8 @@ def waves(count=1.0):
 
 @pytest.fixture(scope="module")
 def globe():
-    """A sphere, radius 100 mm, of facets not much larger than the pixels; u runs around it and v down."""
-    columns, rows = 60, 40
-    u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0, 1, rows + 1))
-    around, down = (u - 0.5) * 2 * np.pi, v * np.pi
-    points = [np.sin(around) * np.sin(down), np.cos(down), np.cos(around) * np.sin(down)]
-    i = np.arange(rows * (columns + 1)).reshape(rows, columns + 1)[:, :-1].ravel()
-    below = i + columns + 1
-    triangles = np.concatenate([np.stack([i, below, below + 1], 1), np.stack([i, below + 1, i + 1], 1)])
-    return Mesh(
-        vertices=jnp.asarray(100 * np.stack(points, -1).reshape(-1, 3), jnp.float32),
-        triangles=jnp.asarray(triangles, jnp.int32),
-        uv=jnp.asarray(np.stack([u.ravel(), v.ravel()], 1), jnp.float32),
-    )
+    """Facets not much larger than the pixels."""
+    return uv_sphere(60, 40)
 
 
 @pytest.fixture(scope="module")
