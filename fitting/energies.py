@@ -1,95 +1,28 @@
 """Energy terms: each knows its observation and its noise and returns whitened residuals.
 
-A term's energy is ½ Σ ρ(|r|²) over its rows, with r in standard deviations and ρ a robust kernel. The same residuals
-serve first-order methods (`energy` is differentiable) and Gauss-Newton (`linearise` gives JᵀJ and Jᵀr). Terms with few
-rows are linearised by forward-mode differentiation; the photometric term, with thousands of rows, assembles its
-normal equations in a structured way and is tested against the generic one.
+What a term is, is said in `fitting.terms`; the terms that look at pixels live in `fitting.photometric` (samples of the
+skin) and `fitting.pixels` (whole pictures through the renderer). All of them can be imported from here.
 """
 
-import abc
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxlie
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from fitting.parameters import FaceParameters, retract
-from fitting.surface_samples import BLOCK, PointBasis, SkinSamples
-from morphable.colour import linear_to_srgb, srgb_to_linear
+from fitting.parameters import FaceParameters
+from fitting.photometric import PhotometricTerm as PhotometricTerm
+from fitting.pixels import RenderedTerm as RenderedTerm
+from fitting.pixels import SilhouetteTerm as SilhouetteTerm
+from fitting.surface_samples import PointBasis
+from fitting.terms import AbstractKernel as AbstractKernel
+from fitting.terms import AbstractResidualTerm, AbstractTerm, GemanMcClure, Huber, Quadratic
 from morphable.landmarks import ContourFans
-from renderer.light import sh_basis
-
-
-class Quadratic(eqx.Module):
-    """A local model of an energy: energy + gradient · step + ½ step · hessian · step."""
-
-    hessian: Float[Array, "step step"]
-    gradient: Float[Array, " step"]
-    energy: Float[Array, ""]
-
-    def __add__(self, other: "Quadratic") -> "Quadratic":
-        return Quadratic(self.hessian + other.hessian, self.gradient + other.gradient, self.energy + other.energy)
-
-
-class Huber(eqx.Module):
-    """Quadratic up to `cutoff` standard deviations, linear beyond (Huber 1964)."""
-
-    cutoff: Float[Array, ""]
-
-    def rho(self, square: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Robust energy of a squared residual norm."""
-        k = self.cutoff
-        return jnp.where(square <= k**2, square, 2 * k * jnp.sqrt(jnp.maximum(square, k**2)) - k**2)
-
-    def weight(self, square: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Derivative of rho: the factor of iteratively reweighted least squares."""
-        return self.cutoff / jnp.sqrt(jnp.maximum(square, self.cutoff**2))
-
-
-class AbstractTerm(eqx.Module):
-    """One additive part of the energy."""
-
-    @abc.abstractmethod
-    def energy(self, face: FaceParameters) -> Float[Array, ""]:
-        """½ Σ ρ(|r|²)."""
-
-    @abc.abstractmethod
-    def linearise(self, face: FaceParameters) -> Quadratic:
-        """Gauss-Newton model of the energy about a face, in the flat step of `fitting.parameters`."""
-
-
-class AbstractResidualTerm(AbstractTerm):
-    """A term given by rows of whitened residuals; each row's norm goes through a robust kernel."""
-
-    @abc.abstractmethod
-    def residuals(self, face: FaceParameters) -> Float[Array, "row column"]:
-        """Whitened residuals."""
-
-    @abc.abstractmethod
-    def kernel(self) -> Huber | None:
-        """The robust kernel of a row, or None for plain least squares."""
-
-    def energy(self, face: FaceParameters) -> Float[Array, ""]:
-        square = jnp.sum(self.residuals(face) ** 2, axis=1)
-        kernel = self.kernel()
-        return 0.5 * jnp.sum(square if kernel is None else kernel.rho(square))
-
-    def linearise(self, face: FaceParameters) -> Quadratic:
-        def moved(step):
-            rows = self.residuals(retract(face, step))
-            return rows, rows
-
-        jacobian, rows = jax.jacfwd(moved, has_aux=True)(jnp.zeros(face.layout.size))
-        square = jnp.sum(rows**2, axis=1)
-        kernel = self.kernel()
-        if kernel is None:
-            weight, energy = jnp.ones_like(square), 0.5 * jnp.sum(square)
-        else:
-            weight, energy = kernel.weight(square), 0.5 * jnp.sum(kernel.rho(square))
-        flat = (jacobian * jnp.sqrt(weight)[:, None, None]).reshape(-1, jacobian.shape[-1])
-        weighted = (rows * jnp.sqrt(weight)[:, None]).reshape(-1)
-        return Quadratic(flat.T @ flat, flat.T @ weighted, energy)
+from morphable.model import MorphableModel
 
 
 def project(
@@ -98,6 +31,9 @@ def project(
     """Pixels of head-space points through the face's pinhole camera, principal point at `centre`."""
     camera = jax.vmap(lambda x: face.pose @ x)(points)
     return jnp.exp(face.log_focal) * camera[:, :2] / camera[:, 2:] + centre
+
+
+# ------------------------------------------------------------------------------------------------- points and contours
 
 
 class LandmarkTerm(AbstractResidualTerm):
@@ -173,6 +109,102 @@ class JawTerm(AbstractResidualTerm):
         )
 
 
+class RelativeTerm(AbstractResidualTerm):
+    """Differences between pairs of landmarks: how far lids and lips are apart, wherever they are.
+
+    DECA's eye-closure and lip-distance losses (Feng et al. 2021, section 4.1): a common shift of both points, which
+    detectors make often, changes nothing, so the opening can be trusted more than the points.
+    """
+
+    upper: PointBasis
+    lower: PointBasis
+    difference_px: Float[Array, "pair 2"]  # upper minus lower in the photo
+    sigma_px: Float[Array, " pair"]  # inf drops a pair
+    centre: Float[Array, "2"]
+    cutoff: Float[Array, ""] = eqx.field(default_factory=lambda: jnp.array(3.0))
+
+    def residuals(self, face):
+        at = lambda basis: project(face, basis.positions(face.identity, face.expression), self.centre)  # noqa: E731
+        return (at(self.upper) - at(self.lower) - self.difference_px) / self.sigma_px[:, None]
+
+    def kernel(self):
+        return Huber(self.cutoff)
+
+
+LIDS = ((37, 41), (38, 40), (43, 47), (44, 46))  # upper and lower lids of iBUG-68
+INNER_LIPS = ((61, 67), (62, 66), (63, 65))
+
+
+def relative_term(
+    landmarks: PointBasis,
+    points_px: Float[Array, "68 2"],
+    pairs: Sequence[tuple[int, int]],
+    sigma_px: float | Float[Array, ""],
+    centre: Float[Array, "2"],
+) -> RelativeTerm:
+    """The term of pairs of the 68 landmarks, such as LIDS or INNER_LIPS; pairs with NaN say nothing."""
+    upper, lower = (np.array(side) for side in zip(*pairs, strict=True))
+    part = lambda s: PointBasis(landmarks.mean[s], landmarks.modes[s])  # noqa: E731
+    difference = points_px[upper] - points_px[lower]
+    known = jnp.all(jnp.isfinite(difference), axis=1)
+    return RelativeTerm(
+        part(upper),
+        part(lower),
+        jnp.where(known[:, None], difference, 0.0),
+        jnp.where(known, sigma_px, jnp.inf),
+        centre,
+    )
+
+
+class OccludingEdgeTerm(AbstractResidualTerm):
+    """The head's outline against edges found in the image: eos's closest-edge term (Bas et al. 2016, section 3.4).
+
+    Mesh edges between a triangle that faces the camera and one that does not make the outline. Each is drawn to the
+    closest of the given image points, along the normal there. Which edges and which points are decided anew in every
+    evaluation and held fixed in its derivative. Edges of hair and background attract as strongly as the face's: use
+    it on the outline of a segmentation (research/accuracy, section 3: raw image edges are a lottery).
+    """
+
+    vertices: PointBasis  # of a mesh
+    edges: Int[Array, "edge 2"]  # vertex ids
+    faces: Int[Array, "edge 2 3"]  # vertex ids of the two triangles at each edge
+    points_px: Float[Array, "point 2"]
+    normals: Float[Array, "point 2"]  # unit, of the image's edge
+    sigma_px: Float[Array, ""]
+    reach_px: Float[Array, ""]  # farther points are not this edge's
+    centre: Float[Array, "2"]
+    count: int = eqx.field(static=True, default=256)  # most outline edges that are used
+
+    def residuals(self, face):
+        here = lax.stop_gradient(face)
+        pixels = project(here, self.vertices.positions(here.identity, here.expression), self.centre)
+        corners = pixels[self.faces]
+        one, two = corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0]
+        turn = one[..., 0] * two[..., 1] - one[..., 1] * two[..., 0]
+        outline = turn[:, 0] * turn[:, 1] < 0
+        # Evenly thinned where there are more: those of every n-th place in the mesh.
+        rank = jnp.where(outline, jnp.arange(len(outline)) * 7919 % len(outline), len(outline))
+        chosen = jnp.argsort(rank)[: self.count]
+        used = outline[chosen]
+        ends = self.edges[chosen]
+        basis = PointBasis(
+            (self.vertices.mean[ends[:, 0]] + self.vertices.mean[ends[:, 1]]) / 2,
+            (self.vertices.modes[ends[:, 0]] + self.vertices.modes[ends[:, 1]]) / 2,
+        )
+        middle = project(face, basis.positions(face.identity, face.expression), self.centre)
+        apart = jnp.sum((lax.stop_gradient(middle)[:, None] - self.points_px) ** 2, axis=2)
+        closest = jnp.argmin(apart, axis=1)
+        used = used & (jnp.min(apart, axis=1) < self.reach_px**2)
+        across = jnp.sum((middle - self.points_px[closest]) * self.normals[closest], axis=1)
+        return (jnp.where(used, across, 0.0) / self.sigma_px)[:, None]
+
+    def kernel(self):
+        return GemanMcClure(self.reach_px / self.sigma_px)
+
+
+# --------------------------------------------------------------------------------------------------------- priors
+
+
 class BlockPrior(AbstractTerm):
     """Independent Gaussians on one block of the parameters."""
 
@@ -180,24 +212,35 @@ class BlockPrior(AbstractTerm):
     mean: Float[Array, " n"]
     sigma: Float[Array, " n"]  # inf leaves an entry free
 
-    def _whitened(self, face: FaceParameters) -> Float[Array, " n"]:
+    def flat_residuals(self, face: FaceParameters) -> Float[Array, " n"]:
         value = {
             "identity": lambda: face.identity,
             "expression": lambda: face.expression,
             "albedo": lambda: face.albedo,
             "light": lambda: face.light.reshape(-1),
             "focal": lambda: face.log_focal[None],
+            "offset": lambda: face.offset,
         }[self.block]()
         return (value - self.mean) / self.sigma
 
     def energy(self, face):
-        return 0.5 * jnp.sum(self._whitened(face) ** 2)
+        return 0.5 * jnp.sum(self.flat_residuals(face) ** 2)
 
     def linearise(self, face):
         size, at = face.layout.size, face.layout.block(self.block)
-        r = self._whitened(face)
+        r = self.flat_residuals(face)
         diagonal = jnp.zeros(size).at[at].set(self.sigma**-2)
         return Quadratic(jnp.diag(diagonal), jnp.zeros(size).at[at].set(r / self.sigma), 0.5 * jnp.sum(r**2))
+
+
+class PosePrior(AbstractResidualTerm):
+    """A pose is close to another: a calibrated camera's, or that of the neighbouring frame."""
+
+    pose: jaxlie.SE3
+    sigma: Float[Array, "6"]  # mm and rad, in the head's axes; inf leaves a direction free
+
+    def residuals(self, face):
+        return ((self.pose.inverse() @ face.pose).log() / self.sigma)[:, None]
 
 
 class DistancePrior(AbstractResidualTerm):
@@ -214,278 +257,171 @@ class DistancePrior(AbstractResidualTerm):
         depth = jnp.maximum(face.pose.translation()[2], 1.0)
         return ((jnp.log(depth) - self.log_distance) / self.sigma)[None, None]
 
-    def kernel(self):
-        return None
 
+class BoundsTerm(AbstractResidualTerm):
+    """ARKit's bounds: an expression weight outside of [0, 1] costs its distance from it.
 
-class PhotometricTerm(AbstractTerm):
-    """Colour of the skin under spherical-harmonics light against the photo, both sRGB-encoded.
-
-    The kernel is Geman-McClure with a hard cut-off: with a quadratic or mildly robust loss, cast shadows, highlights
-    and albedo outside the basis become shape (research/accuracy, section 2: up to 2.4 times the mean face's error).
-    Neighbouring points see the same unmodelled effects, so 2000 points carry the weight of `sigma`, however many are
-    evaluated.
+    Levenberg-Marquardt keeps the bounds exactly and needs no such term; solvers that know no bounds do.
     """
 
-    skin: SkinSamples
-    pyramid: Float[Array, "level height width 3"]  # sRGB-encoded, blurred
-    valid: Float[Array, "height width"]  # 1 where the photo may be used
-    visible: Float[Array, "block point"]  # 1 where a sample is seen
-    level: Int[Array, ""]
-    blocks: Int[Array, ""]  # how many blocks of samples are evaluated
-    sigma: Float[Array, ""]  # of a colour channel, for 2000 samples
-    cutoff: Float[Array, ""]  # colour; residuals beyond it count as outliers
-    saturation: Float[Array, ""]  # encoded value above which a pixel says nothing
-    centre: Float[Array, "2"]
+    sigma: Float[Array, ""] = eqx.field(default_factory=lambda: jnp.array(0.02))
 
-    def _scale(self):
-        return 2000.0 / (jnp.maximum(self.blocks, 1) * BLOCK) / self.sigma**2
+    def residuals(self, face):
+        outside = face.expression - jnp.clip(face.expression, 0.0, 1.0)
+        return (outside / self.sigma)[:, None]
+
+
+class SymmetryTerm(AbstractResidualTerm):
+    """Faces are nearly symmetric: the neutral shape against its mirror image, and left units against right ones."""
+
+    asymmetry: PointBasis  # a point minus the mirror image of its counterpart, mm
+    left: Int[Array, " pair"]  # expression units
+    right: Int[Array, " pair"]
+    sigma_mm: Float[Array, ""]
+    sigma_weight: Float[Array, ""]  # of the difference of two weights; inf leaves expressions alone
+
+    def residuals(self, face):
+        shape = self.asymmetry.positions(face.identity, jnp.zeros_like(face.expression)).reshape(-1) / self.sigma_mm
+        weights = (face.expression[self.left] - face.expression[self.right]) / self.sigma_weight
+        return jnp.concatenate([shape, weights])[:, None]
+
+
+def symmetry_term(
+    model: MorphableModel, sigma_mm: float, sigma_weight: float = np.inf, count: int = 200, seed: int = 0
+) -> SymmetryTerm:
+    """The term for `count` random pairs of face vertices and every pair of ...Left, ...Right units."""
+    mirror = np.asarray(model.mirror)
+    face = np.asarray(model.masks.get("face", np.ones(len(mirror)))) > 0.5
+    candidates = np.flatnonzero(face & (np.arange(len(mirror)) < mirror))
+    chosen = np.random.default_rng(seed).permutation(candidates)[:count]
+    if len(chosen) == 0:
+        raise ValueError(
+            f"symmetry_term: {model.provenance.name} pairs no two vertices of its face; expected `mirror` to map each "
+            "vertex to the one on the other side. Give the model a mirror table."
+        )
+    flip = np.array([-1.0, 1.0, 1.0], np.float32)
+    mean, modes = np.asarray(model.shape.mean), np.asarray(model.shape.modes)
+    units = np.zeros((len(chosen), 3, len(model.expression_names)), np.float32)
+    across = lambda x: x[chosen] - flip.reshape(1, 3, *[1] * (x.ndim - 2)) * x[mirror[chosen]]  # noqa: E731
+    names = model.expression_names
+    other = {n: n.removesuffix("Left") + "Right" for n in names if n.endswith("Left")}
+    pairs = [(names.index(n), names.index(o)) for n, o in other.items() if o in names]
+    left, right = np.array(pairs, np.int32).reshape(-1, 2).T
+    return SymmetryTerm(
+        PointBasis(jnp.asarray(across(mean)), jnp.asarray(np.concatenate([across(modes), units], axis=2))),
+        jnp.asarray(left),
+        jnp.asarray(right),
+        # Each vertex pair is one observation of a smooth field, not an independent one.
+        jnp.asarray(sigma_mm * np.sqrt(len(chosen) / 10), jnp.float32),
+        jnp.asarray(sigma_weight, jnp.float32),
+    )
+
+
+class TemporalTerm(AbstractResidualTerm):
+    """Smoothness over time: a face is close to where its predecessor was, or was going.
+
+    With `before` the prediction is the previous face moved on by its last motion (constant velocity), without it the
+    previous face itself.
+    """
+
+    previous: FaceParameters
+    before: FaceParameters | None
+    sigma_pose: Float[Array, "6"]  # mm and rad per frame
+    sigma_expression: Float[Array, ""]  # weight per frame
+
+    def residuals(self, face):
+        expected = self.previous.pose
+        weights = self.previous.expression
+        if self.before is not None:
+            expected = expected @ (self.before.pose.inverse() @ self.previous.pose)
+            weights = jnp.clip(2.0 * weights - self.before.expression, 0.0, 1.0)
+        moved = (expected.inverse() @ face.pose).log() / self.sigma_pose
+        changed = (face.expression - weights) / self.sigma_expression
+        return jnp.concatenate([moved, changed])[:, None]
+
+
+class AsymmetricTerm(AbstractTerm):
+    """Asymmetric Euclidean loss between coefficients and a target (Tran et al. 2017, equation 2).
+
+    With g⁺ = |g|, p⁺ = sign(g) p and m = max(g⁺, p⁺) it is λ₁ |g⁺ - m|² + λ₂ |p⁺ - m|²: an estimate that falls short of
+    the target's size is the rounding towards the mean that least squares prefers, and costs λ₂ > λ₁; one that goes
+    beyond costs λ₁. Here λ = 1 / (2 σ²).
+    """
+
+    block: str = eqx.field(static=True)
+    target: Float[Array, " n"]
+    sigma_over: Float[Array, ""]  # larger than ...
+    sigma_under: Float[Array, ""]
+
+    def _rows(self, face):
+        size = jnp.abs(self.target)
+        value = {"identity": face.identity, "expression": face.expression, "albedo": face.albedo}[self.block]
+        signed = jnp.where(self.target < 0, -1.0, 1.0) * value
+        beyond = signed - size
+        sigma = jnp.where(beyond > 0, self.sigma_over, self.sigma_under)
+        return beyond / sigma, jnp.where(self.target < 0, -1.0, 1.0) / sigma
+
+    def flat_residuals(self, face: FaceParameters) -> Float[Array, " n"]:
+        return self._rows(face)[0]
 
     def energy(self, face):
-        image = lax.dynamic_index_in_dim(self.pyramid, self.level, 0, False)
-
-        # The number of blocks is traced, so that one program serves all levels, and reverse mode needs a fixed
-        # trip count: all blocks are visited, those beyond `blocks` weigh nothing.
-        def one(total, block):
-            index, visible, geometry, modes, albedo, albedo_modes = block
-            r, weight = self._residual(face, image, visible, geometry, modes, albedo, albedo_modes)
-            s = jnp.mean(r**2, axis=0)
-            rho = s / (1 + s / self.cutoff**2)
-            return total + jnp.where(index < self.blocks, jnp.sum(weight * rho), 0.0), None
-
-        skin = self.skin
-        index = jnp.arange(skin.geometry.shape[0])
-        inputs = (index, self.visible, skin.geometry, skin.geometry_modes, skin.albedo, skin.albedo_modes)
-        total, _ = lax.scan(one, jnp.array(0.0), inputs)
-        return 0.5 * 3 * self._scale() * total
-
-    def _residual(self, face, image, visible, geometry, modes, albedo, albedo_modes):
-        point = _SkinPoint(face, self.centre, image, self.valid, geometry, modes, albedo, albedo_modes)
-        return point.residual, lax.stop_gradient(point.confidence(self.saturation) * visible)
+        return 0.5 * jnp.sum(self._rows(face)[0] ** 2)
 
     def linearise(self, face):
-        """Two stages: per-point coefficients in a first loop, whose end materialises them, then one matrix product
-        for each block and channel. Fusing them makes XLA recompute the coefficients for every column."""
-        image = lax.dynamic_index_in_dim(self.pyramid, self.level, 0, False)
-        skin, layout = self.skin, face.layout
-        total_blocks = skin.geometry.shape[0]
-        rows = 28  # residual, 9 geometry, albedo, 9 light, 6 pose, focal, weight
-        pick = lambda x, i: lax.dynamic_index_in_dim(x, i, 0, False)  # noqa: E731
+        size, at = face.layout.size, face.layout.block(self.block)
+        r, slope = self._rows(face)
+        diagonal = jnp.zeros(size).at[at].set(slope**2)
+        return Quadratic(jnp.diag(diagonal), jnp.zeros(size).at[at].set(r * slope), 0.5 * jnp.sum(r**2))
 
-        def coefficients(i, carry):
-            buffers, energy = carry
-            point = _SkinPoint(
-                face,
-                self.centre,
-                image,
-                self.valid,
-                *(pick(x, i) for x in (skin.geometry, skin.geometry_modes, skin.albedo, skin.albedo_modes)),
+
+# ------------------------------------------------------------------------------------------ other images, other models
+
+
+class EmbeddingTerm(AbstractResidualTerm):
+    """Distance between embeddings of a picture of the face and of a reference, by any callable.
+
+    `embed(face)` draws the face as it likes and returns a vector: an identity network on a rendering, a perceptual
+    feature, a regressor's code. Half the squared residual is (1 - cosine) / sigma²: DECA's identity loss.
+    """
+
+    embed: Callable[[FaceParameters], Float[Array, " feature"]]
+    reference: Float[Array, " feature"]
+    sigma: Float[Array, ""]
+
+    def residuals(self, face):
+        unit = lambda v: v / jnp.sqrt(jnp.sum(v**2) + 1e-20)  # noqa: E731
+        return ((unit(self.embed(face)) - unit(self.reference)) / self.sigma)[:, None]
+
+
+class ShapeConsistencyTerm(AbstractTerm):
+    """This face's identity must explain the person's other images as well: DECA's shape consistency.
+
+    Every other image comes with its terms and its own face; their energy is taken with this face's identity in place
+    of theirs. Only the identity moves: the others' poses, expressions and lights are data here.
+    """
+
+    others: Sequence[tuple[FaceParameters, Mapping[str, AbstractTerm]]]
+
+    def _swapped(self, face):
+        for theirs, terms in self.others:
+            swapped = eqx.tree_at(lambda f: f.identity, theirs, face.identity)
+            for term in terms.values():
+                yield swapped, term
+
+    def energy(self, face):
+        return sum((term.energy(swapped) for swapped, term in self._swapped(face)), start=jnp.array(0.0))
+
+    def flat_residuals(self, face: FaceParameters) -> Float[Array, " row"]:
+        return jnp.concatenate([term.flat_residuals(swapped) for swapped, term in self._swapped(face)])
+
+    def linearise(self, face):
+        size, at = face.layout.size, face.layout.block("identity")
+        total = Quadratic(jnp.zeros((size, size)), jnp.zeros(size), jnp.array(0.0))
+        for swapped, term in self._swapped(face):
+            theirs, their = term.linearise(swapped), swapped.layout.block("identity")
+            total = total + Quadratic(
+                jnp.zeros((size, size)).at[at, at].set(theirs.hessian[their, their]),
+                jnp.zeros(size).at[at].set(theirs.gradient[their]),
+                theirs.energy,
             )
-            s = jnp.mean(point.residual**2, axis=0)
-            base = point.confidence(self.saturation) * pick(self.visible, i) * self._scale()
-            energy = energy + 1.5 * jnp.sum(base * s / (1 + s / self.cutoff**2))
-            root = jnp.sqrt(base) / (1 + s / self.cutoff**2)
-            stacked = [row * root for row in point.jacobian_rows()]
-            return [
-                lax.dynamic_update_slice(b, x[None], (i, 0, 0)) for b, x in zip(buffers, stacked, strict=True)
-            ], energy
-
-        buffers = [jnp.zeros((total_blocks, 3, BLOCK)) for _ in range(rows - 1)]
-        buffers, energy = lax.fori_loop(0, self.blocks, coefficients, (buffers, jnp.array(0.0)))
-
-        geometry = layout.identity_rank + layout.unit_count
-        dense = geometry + layout.albedo_rank + 7
-
-        def assemble(t, carry):
-            hessian, cross, light, gradient, light_gradient = carry
-            i, c = t // 3, t % 3
-            row = [lax.dynamic_slice(b, (i, c, 0), (1, 1, BLOCK)).reshape(1, BLOCK) for b in buffers]
-            r, light_rows = row[0][0], jnp.concatenate(row[11:20])
-            modes = pick(skin.geometry_modes, i)
-            shape = row[1] * modes[0]
-            for k in range(1, 9):
-                shape = shape + row[1 + k] * modes[k]
-            colour = row[10] * lax.dynamic_slice(
-                skin.albedo_modes, (i, c, 0, 0), (1, 1, layout.albedo_rank, BLOCK)
-            ).reshape(layout.albedo_rank, BLOCK)
-            jacobian = jnp.zeros((dense, BLOCK))
-            jacobian = lax.dynamic_update_slice(jacobian, shape, (0, 0))
-            jacobian = lax.dynamic_update_slice(jacobian, colour, (geometry, 0))
-            jacobian = lax.dynamic_update_slice(
-                jacobian, jnp.concatenate(row[20:27]), (geometry + layout.albedo_rank, 0)
-            )
-            product = lambda a, b: lax.dot_general(a, b, (((1,), (1,)), ((), ())))  # noqa: E731
-            add = lambda x, v: lax.dynamic_update_index_in_dim(x, pick(x, c) + v, c, 0)  # noqa: E731
-            return (
-                hessian + product(jacobian, jacobian),
-                add(cross, product(jacobian, light_rows)),
-                add(light, product(light_rows, light_rows)),
-                gradient + jacobian @ r,
-                add(light_gradient, light_rows @ r),
-            )
-
-        zero = (
-            jnp.zeros((dense, dense)),
-            jnp.zeros((3, dense, 9)),
-            jnp.zeros((3, 9, 9)),
-            jnp.zeros(dense),
-            jnp.zeros((3, 9)),
-        )
-        hessian, cross, light, gradient, light_gradient = lax.fori_loop(0, 3 * self.blocks, assemble, zero)
-        # The light of one channel never meets another channel's pixels: its block is three 9 x 9 matrices.
-        a = geometry + layout.albedo_rank
-        cross = cross.transpose(1, 2, 0).reshape(dense, 27)
-        channel = jnp.arange(3)
-        light = jnp.zeros((9, 3, 9, 3)).at[:, channel, :, channel].set(light).reshape(27, 27)
-        full = jnp.block(
-            [
-                [hessian[:a, :a], cross[:a], hessian[:a, a:]],
-                [cross[:a].T, light, cross[a:].T],
-                [hessian[a:, :a], cross[a:], hessian[a:, a:]],
-            ]
-        )
-        step = jnp.concatenate([gradient[:a], light_gradient.T.reshape(27), gradient[a:]])
-        return Quadratic(full, step, energy)
-
-    def light(self, face: FaceParameters, ridge: Float[Array, " 27"]) -> Float[Array, "9 3"]:
-        """The light that best explains the photo for this shape and albedo, by reweighted least squares."""
-        image = lax.dynamic_index_in_dim(self.pyramid, self.level, 0, False)
-        skin = self.skin
-
-        def gather(_, block):
-            index, visible, *data = block
-            point = _SkinPoint(face, self.centre, image, self.valid, *data)
-            use = point.confidence(self.saturation) * visible * (index < self.blocks)
-            return None, (sh_basis(point.normal.T), point.albedo, srgb_to_linear(point.seen), use)
-
-        index = jnp.arange(skin.geometry.shape[0])
-        inputs = (index, self.visible, skin.geometry, skin.geometry_modes, skin.albedo, skin.albedo_modes)
-        _, (basis, albedo, seen, use) = lax.scan(gather, None, inputs)
-        basis, use = basis.reshape(-1, 9), use.reshape(-1)
-        albedo, seen = (jnp.moveaxis(x, 1, 0).reshape(3, -1) for x in (albedo, seen))
-        precision = (ridge.reshape(9, 3) ** -2).T * 0.01
-
-        def reweighted(_, weight):
-            light = solve(weight)
-            error = jnp.sum((seen - albedo * (basis @ light).T) ** 2, axis=0)
-            return use / (1 + error / 0.1**2)
-
-        def solve(weight):
-            def channel(a, b, p):
-                design = basis * a[:, None]
-                gram = (design * weight[:, None]).T @ design / (jnp.sum(weight) + 1e-6)
-                right = design.T @ (weight * b) / (jnp.sum(weight) + 1e-6)
-                return jnp.linalg.solve(gram + jnp.diag(p) * 0.02, right)
-
-            return jax.vmap(channel)(albedo, seen, precision).T
-
-        return solve(lax.fori_loop(0, 5, reweighted, use))
-
-
-def _cross(a, b):
-    return jnp.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
-
-
-class _SkinPoint:
-    """A block of samples rendered, with what its derivatives need. Arrays are (component, point)."""
-
-    def __init__(self, face, centre, image, valid, geometry, geometry_modes, albedo, albedo_modes):
-        coefficients = jnp.concatenate([face.identity, face.expression])
-        rows = geometry + jnp.einsum("knp,n->kp", geometry_modes, coefficients)
-        self.head, self.tangent_1, self.tangent_2 = rows[:3], rows[3:6], rows[6:9]
-        self.rotation = face.pose.rotation().as_matrix()
-        self.camera = self.rotation @ self.head + face.pose.translation()[:, None]
-        focal = jnp.exp(face.log_focal)
-        self.inverse_depth = 1 / self.camera[2]
-        self.scale = focal * self.inverse_depth  # px per mm
-        self.offset = self.scale * self.camera[:2]  # from the principal point
-        self.pixel = self.offset + centre[:, None]
-        normal = _cross(self.tangent_1, self.tangent_2)
-        self.inverse_area = lax.rsqrt(jnp.sum(normal**2, axis=0) + 1e-20)
-        self.head_normal = normal * self.inverse_area
-        self.normal = self.rotation @ self.head_normal
-        self.encoded_albedo = albedo + jnp.einsum("cnp,n->cp", albedo_modes, face.albedo)
-        self.albedo = jnp.maximum(srgb_to_linear(self.encoded_albedo), 0.003)
-        self.light = face.light
-        self.basis = sh_basis(self.normal.T).T
-        self.shade = face.light.T @ self.basis
-        self.reflected = jnp.maximum(self.albedo * self.shade, 0.001)
-        self.seen, self.d_column, self.d_row = _sample(image, self.pixel)
-        self.usable = _sample(valid[..., None], self.pixel)[0][0]
-        self.inside = jnp.all(
-            (self.pixel > 1) & (self.pixel < jnp.array([[image.shape[1] - 1.0], [image.shape[0] - 1.0]])), axis=0
-        )
-        self.residual = linear_to_srgb(self.reflected) - self.seen
-
-    def confidence(self, saturation) -> Float[Array, " point"]:
-        """How far a sample may be believed: facing the camera, inside the photo, not saturated, not masked."""
-        view = -jnp.sum(self.normal * self.camera, axis=0) * lax.rsqrt(jnp.sum(self.camera**2, axis=0))
-        facing = jnp.clip((view - 0.2) / 0.2, 0.0, 1.0)
-        saturated = jax.nn.sigmoid((saturation - jnp.max(self.seen, axis=0)) / 0.02)
-        return facing * saturated * self.inside * (self.usable > 0.99) * (self.camera[2] > 1)
-
-    def jacobian_rows(self) -> list[Float[Array, "3 point"]]:
-        """Residual, then its derivatives: 9 geometry rows, albedo, 9 light bands, 6 pose, log focal; by channel."""
-        slope = _encode_slope(self.reflected)
-        # Image motion: the photo slides under the sample.
-        du, dv = -self.d_column * self.scale, -self.d_row * self.scale
-        along_depth = -(du * self.camera[0] + dv * self.camera[1]) * self.inverse_depth
-        to_head = lambda x, y, z: [  # noqa: E731
-            self.rotation[0, i] * x + self.rotation[1, i] * y + self.rotation[2, i] * z for i in range(3)
-        ]
-        position = to_head(du, dv, along_depth)
-        # Shading: reflected colour changes with the normal.
-        response = slope * self.albedo
-        x, y, z = self.normal
-        band = _SH_POLYNOMIALS
-        s = [self.light[k][:, None] * band[k] for k in range(9)]
-        gradient = [
-            s[3] + y * s[4] + z * s[7] + 2 * x * s[8],
-            s[1] + x * s[4] + z * s[5] - 2 * y * s[8],
-            s[2] + y * s[5] + 6 * z * s[6] + x * s[7],
-        ]
-        head_gradient = [response * g for g in to_head(*gradient)]
-        n = self.head_normal
-        radial = head_gradient[0] * n[0] + head_gradient[1] * n[1] + head_gradient[2] * n[2]
-        k = [(head_gradient[i] - radial * n[i]) * self.inverse_area for i in range(3)]
-        tangent_1 = list(_cross(self.tangent_2, k))
-        tangent_2 = list(_cross(k, self.tangent_1))
-        decode = _decode_slope(self.encoded_albedo)
-        albedo = slope * self.shade * decode
-        light = [response * b for b in self.basis]
-        # Twist on the head's side: translation moves along head axes, rotation turns position and normal.
-        p = self.head
-        turn = [a + b for a, b in zip(_cross(p, position), _cross(n, head_gradient), strict=True)]
-        focal = -(self.d_column * self.offset[0] + self.d_row * self.offset[1])
-        return [self.residual, *position, *tangent_1, *tangent_2, albedo, *light, *position, *turn, focal]
-
-
-# Factors of the polynomials 1, y, z, x, xy, yz, 3z²-1, xz, x²-y² in renderer.light.sh_basis.
-_SH_POLYNOMIALS = (0.282095, *(0.325735,) * 3, 0.273137, 0.273137, 0.078848, 0.273137, 0.136569)
-
-
-def _encode_slope(linear):
-    return jnp.where(linear <= 0.0031308, 12.92, 1.055 / 2.4 * jnp.maximum(linear, 0.0031308) ** (1 / 2.4 - 1))
-
-
-def _decode_slope(encoded):
-    curved = 2.4 / 1.055 * ((jnp.maximum(encoded, 0.04045) + 0.055) / 1.055) ** 1.4
-    return jnp.where(encoded <= 0.04045, 1 / 12.92, curved)
-
-
-def _sample(image, pixel):
-    """Bilinear value and its exact derivatives along columns and rows, (channel, point) each; clamped at the edge."""
-    height, width, channels = image.shape
-    u, v = pixel[0] - 0.5, pixel[1] - 0.5
-    cu, cv = jnp.clip(u, 0.0, width - 1.001), jnp.clip(v, 0.0, height - 1.001)
-    x, y = jnp.floor(cu), jnp.floor(cv)
-    fx, fy = cu - lax.stop_gradient(x), cv - lax.stop_gradient(y)
-    at = y.astype(jnp.int32) * width + x.astype(jnp.int32)
-    values, columns, rows = [], [], []
-    for c in range(channels):
-        flat = image[..., c].reshape(-1)
-        a, b, d, e = (flat.at[at + o].get(mode="promise_in_bounds") for o in (0, 1, width, width + 1))
-        values.append((a * (1 - fx) + b * fx) * (1 - fy) + (d * (1 - fx) + e * fx) * fy)
-        columns.append(((b - a) * (1 - fy) + (e - d) * fy) * (u == cu))
-        rows.append(((d - a) * (1 - fx) + (e - b) * fx) * (v == cv))
-    return jnp.stack(values), jnp.stack(columns), jnp.stack(rows)
+        return total

@@ -17,9 +17,10 @@ from fitting.detection import Face, LandmarkNoise
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.observation import Photo, crop
 from fitting.parameters import FaceParameters, start_parameters
-from fitting.schedule import TERMS, Problem, Stage, coarse_to_fine, run_stage
+from fitting.schedule import Problem, Stage, coarse_to_fine, run_stage, stage_terms
 from fitting.solvers import Solution
 from fitting.surface_samples import SolverModel, solver_model
+from fitting.terms import AbstractTerm
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
 from renderer.camera import Pinhole
@@ -47,6 +48,7 @@ class Settings:
     distance_mm: float = 1000.0  # prior on the distance between camera and head ...
     distance_sigma: float = 0.5  # ... and its logarithm's deviation
     failed_mm: float = 12.0  # median error of the inner landmarks above which a fit has failed
+    offset_sigma: float = 0.05  # of the colour offset, linear RGB
     failed_sigma: float = 2.0  # rms of the identity's coefficients above which no person looks so
 
 
@@ -68,7 +70,18 @@ class Fit:
     stages: list[dict]
     timings: dict[str, float]  # seconds
     settings: Settings
-    hessian: Float[np.ndarray, "step step"] = dataclasses.field(repr=False)
+    hessian: Float[np.ndarray, "step step"] | None = dataclasses.field(repr=False)  # None if the last solver has none
+    # What was solved last, for a look inside: the crop with all observations, the solution in its pixels, the stage.
+    problem: Problem | None = dataclasses.field(default=None, repr=False)
+    parameters: FaceParameters | None = dataclasses.field(default=None, repr=False)
+    stage: Stage | None = None
+
+    def terms(self) -> dict[str, AbstractTerm]:
+        """The energy terms of the last stage, about the fitted face; those the stage leaves out weigh nothing."""
+        if self.problem is None or self.parameters is None or self.stage is None:
+            raise ValueError("terms: this fit was not made by a Fitter, expected one that was. Run Fitter.fit.")
+        row = dataclasses.replace(self.stage, relight=False).row(self.problem)
+        return stage_terms(self.problem, self.parameters, row)[0]
 
     def _vertices(self, expression) -> Float[np.ndarray, "vertex 3"]:
         return np.asarray(self.model.vertices(jnp.asarray(self.identity), jnp.asarray(expression)))
@@ -125,22 +138,31 @@ class Fitter:
         mask: Bool[np.ndarray, "height width"] | None = None,
         progress: Progress | None = None,
         start: FaceParameters | None = None,
+        terms: Callable[[Problem], dict[str, AbstractTerm]] | None = None,
     ) -> Fit:
         """Fit one face of a photo. `mask` is true where the photo may be used; `focal_px` is in photo pixels.
+
+        `start` resumes from the `parameters` of an earlier fit of this face. `terms` gives more energy terms, by names
+        that stages can leave out; it is shown the problem, whose pixels are those of the crop.
 
         Raises LandmarkFitError where the landmarks give no pose; everything later is reported in `Fit.result`.
         """
         began = time.perf_counter()
         stages = coarse_to_fine() if stages is None else stages
+        if not stages:
+            raise ValueError("fit: got an empty plan, expected at least one stage; see coarse_to_fine().")
         problem, first, box = self.problem(photo, face, focal_px, mask)
+        if terms is not None:
+            problem = dataclasses.replace(problem, extra=terms(problem))
         parameters = first if start is None else start
+        for stage in stages:
+            stage.row(problem)  # a mistake in the last stage shows before the first has run
         ready = time.perf_counter()
-        rows = [stage.row(parameters.layout, self.solver_model.free_units) for stage in stages]
         records, solution = [], None
         # LAPACK's own threads spin between the small factorisations and take the cores that XLA needs.
         with threadpool_limits(1, user_api="blas"):
-            for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
-                solution = run_stage(problem, parameters, row)
+            for number, stage in enumerate(stages):
+                solution = run_stage(problem, parameters, stage)
                 finite = bool(solution.finite)
                 records.append(_record(stage, solution))
                 if progress is not None:
@@ -148,10 +170,9 @@ class Fitter:
                 if not finite:
                     break
                 parameters = solution.face
-        if solution is None:
-            raise ValueError("fit: got an empty plan, expected at least one stage; see coarse_to_fine().")
+        assert solution is not None  # there is at least one stage
         done = time.perf_counter()
-        return self._report(
+        fit = self._report(
             photo,
             face,
             box,
@@ -160,6 +181,7 @@ class Fitter:
             records,
             {"prepare": ready - began, "solve": done - ready},
         )
+        return dataclasses.replace(fit, problem=problem, parameters=parameters, stage=stages[len(records) - 1])
 
     def problem(self, photo: Photo, face: Face, focal_px=None, mask=None):
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
@@ -178,7 +200,7 @@ class Fitter:
         valid = inside.astype(np.float32)
         if mask is not None:
             valid = valid * crop(mask, tuple(box), s.image_size)
-        pyramid = np.stack([gaussian_filter(picture, (b, b, 0), truncate=3.0) for b in s.blur_px])
+        pyramid = np.stack([_blurred(picture, valid, b) for b in s.blur_px])
 
         height, width = photo.pixels.shape[:2]
         focal, sigma = s.focal_over_size * max(height, width), s.focal_sigma
@@ -222,6 +244,7 @@ class Fitter:
             single(distance),
             single(distance_sigma),
             single(s.expression_sigma),
+            single(s.offset_sigma),
             single(s.photometric_sigma),
             single(s.photometric_cutoff),
             single(s.saturation),
@@ -267,7 +290,7 @@ class Fitter:
             stages=records,
             timings=timings,
             settings=self.settings,
-            hessian=np.asarray(solution.hessian),
+            hessian=None if solution.hessian is None else np.asarray(solution.hessian),
         )
         reason = self._failure(fit, bool(solution.finite), float(parameters.pose.translation()[2]), focal)
         return dataclasses.replace(fit, result="failed", reason=reason) if reason else fit
@@ -297,19 +320,23 @@ class Fitter:
         return ""
 
 
+def _blurred(picture, valid, sigma):
+    """Gaussian blur in which what may not be used has no part: not even beside its border."""
+    smooth = lambda x, axes: gaussian_filter(x, axes, truncate=3.0)  # noqa: E731
+    if valid.min() == 1.0:
+        return smooth(picture, (sigma, sigma, 0))
+    share = smooth(valid, (sigma, sigma))[..., None]
+    return smooth(picture * valid[..., None], (sigma, sigma, 0)) / np.maximum(share, 1e-3)
+
+
 def _record(stage: Stage, solution: Solution) -> dict:
-    steps = int(solution.steps)
-    history = np.asarray(solution.history)
-    history = history[np.isfinite(history).all(axis=1)]
     return {
         "name": stage.name,
         "free": list(stage.free),
         "photometric": stage.photometric,
         "level": stage.level,
-        "steps": steps,
-        "result": "non-finite"
-        if not bool(solution.finite)
-        else ("converged" if bool(solution.converged) else "steps exhausted"),
-        "energies": dict(zip(TERMS, (float(e) for e in solution.energies), strict=True)),
-        "history": [dict(zip(TERMS, (float(e) for e in row), strict=True)) for row in history],
+        "steps": int(solution.steps),
+        "result": solution.result,
+        "energies": solution.by_term(np.asarray(solution.energies)),
+        "history": [solution.by_term(row) for row in np.asarray(solution.history) if np.isfinite(row).all()],
     }

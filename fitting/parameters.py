@@ -17,6 +17,9 @@ class FaceParameters(eqx.Module):
     light: Float[Array, "9 3"]  # spherical harmonics, camera frame; see renderer.light
     pose: jaxlie.SE3  # T_camera_head, mm
     log_focal: Float[Array, ""]  # logarithm of the focal length in pixels of the fitted image
+    # Linear RGB added to what the head reflects: haze, flare, raised blacks (Blanz & Vetter 2003). Their gain is part
+    # of the light, which has the same effect.
+    offset: Float[Array, "3"]
 
     @property
     def layout(self) -> "Layout":
@@ -25,7 +28,7 @@ class FaceParameters(eqx.Module):
 
 
 class Layout(NamedTuple):
-    """Blocks of the flat step: identity, expression, albedo, light (9 x 3), twist (6), log focal."""
+    """Blocks of the flat step: identity, expression, albedo, light (9 x 3), twist (6), log focal, colour offset (3)."""
 
     identity_rank: int
     unit_count: int
@@ -34,10 +37,10 @@ class Layout(NamedTuple):
     @property
     def size(self) -> int:
         """Number of unknowns."""
-        return self.identity_rank + self.unit_count + self.albedo_rank + 34
+        return self.block("offset").stop
 
     def block(self, name: str) -> slice:
-        """The range of one block: identity, expression, geometry (both), albedo, light, pose or focal."""
+        """The range of one block: identity, expression, geometry (both), albedo, light, pose, focal or offset."""
         i, e, a = self.identity_rank, self.unit_count, self.albedo_rank
         starts = {
             "identity": (0, i),
@@ -47,10 +50,18 @@ class Layout(NamedTuple):
             "light": (i + e + a, i + e + a + 27),
             "pose": (i + e + a + 27, i + e + a + 33),
             "focal": (i + e + a + 33, i + e + a + 34),
+            "offset": (i + e + a + 34, i + e + a + 37),
         }
         if name not in starts:
             raise ValueError(f"unknown parameter block {name!r}; expected one of {', '.join(starts)}.")
         return slice(*starts[name])
+
+    def free(self, *blocks: str) -> Float[Array, " step"]:
+        """Ones where an unknown belongs to one of the blocks, else zeros: which unknowns a solver may move."""
+        mask = jnp.zeros(self.size)
+        for name in blocks:
+            mask = mask.at[self.block(name)].set(1.0)
+        return mask
 
 
 def retract(face: FaceParameters, step: Float[Array, " step"]) -> FaceParameters:
@@ -66,7 +77,21 @@ def retract(face: FaceParameters, step: Float[Array, " step"]) -> FaceParameters
         light=face.light + step[at("light")].reshape(9, 3),
         pose=face.pose @ jaxlie.SE3.exp(step[at("pose")]),
         log_focal=face.log_focal + step[at("focal")][0],
+        offset=face.offset + step[at("offset")],
     )
+
+
+def natural_steps(layout: Layout) -> Float[Array, " step"]:
+    """How far each unknown typically moves in a fit: what makes radians, millimetres and light comparable.
+
+    Deviations for coefficients, .25 for expression weights, .3 for light, 5 mm and .05 rad for the pose, a tenth for
+    the focal length and .02 for the colour offset. Solvers without curvature scale their steps by it.
+    """
+    sizes = {"identity": 1.0, "expression": 0.25, "albedo": 1.0, "light": 0.3, "focal": 0.1, "offset": 0.02}
+    step = jnp.ones(layout.size)
+    for name, size in sizes.items():
+        step = step.at[layout.block(name)].set(size)
+    return step.at[layout.block("pose")].set(jnp.array([5.0, 5.0, 5.0, 0.05, 0.05, 0.05]))
 
 
 def start_parameters(identity_rank: int, unit_count: int, albedo_rank: int) -> FaceParameters:
@@ -80,4 +105,5 @@ def start_parameters(identity_rank: int, unit_count: int, albedo_rank: int) -> F
         light=light,
         pose=jaxlie.SE3.from_rotation_and_translation(facing, jnp.array([0.0, 0.0, 1000.0])),
         log_focal=jnp.log(jnp.array(1000.0)),
+        offset=jnp.zeros(3),
     )

@@ -1,10 +1,12 @@
 """Plans: a fit is a tuple of stages, printable, editable, resumable; one compiled program runs any of them."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -14,69 +16,100 @@ from fitting.energies import (
     JawTerm,
     LandmarkTerm,
     PhotometricTerm,
-    Quadratic,
     project,
 )
 from fitting.parameters import FaceParameters, Layout
-from fitting.solvers import Solution, levenberg_marquardt
+from fitting.photometric import sample_weights
+from fitting.solvers import AbstractSolver, Solution, levenberg_marquardt, solve
 from fitting.surface_samples import BLOCK, PointBasis, SolverModel
+from fitting.terms import AbstractTerm, WeightedTerm, linearise_all
 from renderer.rasterize import rasterize
 
-TERMS = ("landmarks", "jaw", "photometric", "identity", "expression", "albedo", "light", "focal", "distance")
+OBSERVATIONS = ("landmarks", "jaw", "photometric")  # and what a caller adds
+PRIORS = ("identity", "expression", "albedo", "light", "offset", "focal", "distance")
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One call of the solver: what is free, which observations count, how fine the image and the model are."""
+    """One call of a solver: what is free, which terms count, how fine image and model are.
+
+    The four ways from coarse to fine of Blanz & Vetter (2003, section 4.2.2) are `level` and `samples` (resolution of
+    the image and of the model), the numbers of components, and `noise`.
+    """
 
     name: str
-    free: tuple[str, ...]  # among identity, expression, albedo, light, pose, focal
+    free: tuple[str, ...]  # among identity, expression, albedo, light, pose, focal, offset
     steps: int  # at most
-    photometric: bool = False
+    without: tuple[str, ...] = ()  # terms that do not count, such as "photometric"
     level: int = 0  # of the image pyramid, 0 the most blurred
-    blocks: int = 2  # of 512 skin samples
+    samples: int = 1024  # of the skin, in blocks of 512
     identity_components: int | None = None  # the first ones; None for all
     albedo_components: int | None = None
+    noise: float = 1.0  # factor on the deviations of all observations, against those of the priors
     relight: bool = False  # start from the closed-form light for the present shape and albedo
-    landmark_noise: float = 1.0  # factor on the landmarks' deviations
     tolerance: float = 1e-4  # a step that lowers the energy by less than this share is the last
+    solver: AbstractSolver | None = (
+        None  # None for the compiled Levenberg-Marquardt, to which steps and tolerance belong
+    )
 
-    def row(self, layout: Layout, free_units: Float[Array, " unit"]) -> "StageRow":
-        """The stage as traced numbers, so that the compiled program does not depend on it."""
-        free = jnp.zeros(layout.size)
+    @property
+    def photometric(self) -> bool:
+        """Whether the stage looks at the photo's colours."""
+        return "photometric" not in self.without
+
+    def row(self, problem: "Problem") -> "StageRow":
+        """The stage as traced numbers, so that the compiled program does not depend on it.
+
+        Raises ValueError for names that the problem does not have.
+        """
+        known = (*OBSERVATIONS, *PRIORS, *problem.extra)
+        for name in self.without:
+            if name not in known:
+                raise ValueError(
+                    f"stage {self.name!r}: got without={name!r}, expected one of {', '.join(known)}. Rename or drop it."
+                )
+        levels = problem.pyramid.shape[0]
+        if not 0 <= self.level < levels:
+            raise ValueError(
+                f"stage {self.name!r}: got level {self.level}, expected 0..{levels - 1}. "
+                "Settings.blur_px has one entry for each level of the pyramid."
+            )
+        model = problem.model
+        layout = Layout(model.identity_rank, model.free_units.shape[0], model.albedo_rank)
+        # In NumPy: dozens of small operations, each of which JAX would dispatch by itself.
+        free = np.zeros(layout.size, np.float32)
         for name in self.free:
-            at = layout.block(name)
-            ones = jnp.ones(at.stop - at.start)
-            limit = {"identity": self.identity_components, "albedo": self.albedo_components}.get(name)
-            if limit is not None:
-                ones = (jnp.arange(ones.shape[0]) < limit).astype(ones.dtype)
+            part = free[layout.block(name)]
+            part[: {"identity": self.identity_components, "albedo": self.albedo_components}.get(name)] = 1.0
             if name == "expression":
-                ones = jnp.asarray(free_units)
-            free = free.at[at].set(ones)
-        integer = lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
+                part[:] = np.asarray(model.free_units)
+        precision = {name: self.noise**-2 for name in (*OBSERVATIONS, *problem.extra)} | dict.fromkeys(PRIORS, 1.0)
+        blocks = min(-(-self.samples // BLOCK), model.skin.geometry.shape[0])
         return StageRow(
-            free,
-            integer(self.steps),
-            integer(self.photometric),
-            integer(self.level),
-            integer(self.blocks if self.photometric else 0),
-            integer(self.relight),
-            jnp.asarray(self.landmark_noise, jnp.float32),
-            jnp.asarray(self.tolerance, jnp.float32),
+            free=free,
+            weights={n: np.float32(0.0 if n in self.without else p) for n, p in precision.items()},
+            steps=np.int32(self.steps),
+            level=np.int32(self.level),
+            blocks=np.int32(blocks if self.photometric else 0),
+            relight=np.int32(self.relight),
+            tolerance=np.float32(self.tolerance),
         )
+
+
+def _traced():
+    return eqx.field(converter=lambda value: jax.tree.map(jnp.asarray, value))
 
 
 class StageRow(eqx.Module):
     """A stage's traced form."""
 
-    free: Float[Array, " step"]
-    steps: Int[Array, ""]
-    photometric: Int[Array, ""]
-    level: Int[Array, ""]
-    blocks: Int[Array, ""]
-    relight: Int[Array, ""]
-    landmark_noise: Float[Array, ""]
-    tolerance: Float[Array, ""]
+    free: Float[Array, " step"] = _traced()
+    weights: dict[str, Float[Array, ""]] = _traced()  # of the terms' energies
+    steps: Int[Array, ""] = _traced()
+    level: Int[Array, ""] = _traced()
+    blocks: Int[Array, ""] = _traced()  # of skin samples; 0 where the photo's colours are left out
+    relight: Int[Array, ""] = _traced()
+    tolerance: Float[Array, ""] = _traced()
 
 
 SHAPE = ("identity", "expression", "pose", "focal")
@@ -86,30 +119,29 @@ EVERYTHING = (*SHAPE, "albedo", "light")
 def coarse_to_fine() -> tuple[Stage, ...]:
     """The default plan: pose, landmarks, then the photo from blurred to sharp with more components and samples."""
     return (
-        Stage("pose", ("pose",), 4),
-        Stage("landmarks", SHAPE, 8),
+        Stage("pose", ("pose",), 4, without=("photometric",)),
+        Stage("landmarks", SHAPE, 8, without=("photometric",)),
         Stage(
             "photo, coarse",
             EVERYTHING,
             5,
-            photometric=True,
             level=0,
-            blocks=2,
+            samples=1024,
             identity_components=40,
             albedo_components=20,
             relight=True,
             tolerance=1e-2,
         ),
-        Stage("photo, fine", EVERYTHING, 12, photometric=True, level=1, blocks=4, tolerance=3e-3),
+        Stage("photo, fine", EVERYTHING, 12, level=1, samples=2048, tolerance=3e-3),
     )
 
 
 class Problem(eqx.Module):
-    """One photo, one face, one model: everything a stage needs besides the face itself."""
+    """One photo, one face, one model: all a stage needs besides the face itself. Pixels are those of the crop."""
 
     model: SolverModel
     pyramid: Float[Array, "level height width 3"]  # sRGB-encoded
-    valid: Float[Array, "height width"]
+    valid: Float[Array, "height width"]  # 1 where the photo may be used
     points_px: Float[Array, "68 2"]
     sigma_px: Float[Array, "68"]  # inf for hidden points; for jaw points, across the jaw line
     sigma_along_px: Float[Array, "17"]
@@ -119,45 +151,47 @@ class Problem(eqx.Module):
     log_distance: Float[Array, ""]
     log_distance_sigma: Float[Array, ""]
     expression_sigma: Float[Array, ""]
+    offset_sigma: Float[Array, ""]
     photometric_sigma: Float[Array, ""]
     photometric_cutoff: Float[Array, ""]
     saturation: Float[Array, ""]
+    extra: dict[str, AbstractTerm] = eqx.field(default_factory=dict)  # what a caller adds
 
-    def terms(self, row: StageRow, visible: Float[Array, "block point"]) -> tuple:
-        """Every term, in the order of TERMS."""
+    def terms(self, row: StageRow, weight: Float[Array, "block point"]) -> dict[str, AbstractTerm]:
+        """Every term of a stage by name; `weight` says how far each skin sample is believed."""
         m = self.model
         part = lambda s: PointBasis(m.landmarks.mean[s], m.landmarks.modes[s])  # noqa: E731
         units = m.free_units.shape[0]
-        noise = row.landmark_noise
-        return (
-            LandmarkTerm(part(slice(17, 68)), self.points_px[17:], noise * self.sigma_px[17:], self.centre),
-            JawTerm(
+        terms = {
+            "landmarks": LandmarkTerm(part(slice(17, 68)), self.points_px[17:], self.sigma_px[17:], self.centre),
+            "jaw": JawTerm(
                 part(slice(0, 17)),
                 m.contour,
                 self.points_px[:17],
-                noise * self.sigma_px[:17],
-                noise * self.sigma_along_px,
+                self.sigma_px[:17],
+                self.sigma_along_px,
                 self.centre,
             ),
-            PhotometricTerm(
+            "photometric": PhotometricTerm(
                 m.skin,
                 self.pyramid,
-                self.valid,
-                visible,
+                weight,
                 row.level,
                 row.blocks,
                 self.photometric_sigma,
                 self.photometric_cutoff,
-                self.saturation,
                 self.centre,
             ),
-            BlockPrior("identity", jnp.zeros(m.identity_rank), jnp.ones(m.identity_rank)),
-            BlockPrior("expression", jnp.zeros(units), jnp.full(units, self.expression_sigma)),
-            BlockPrior("albedo", jnp.zeros(m.albedo_rank), jnp.ones(m.albedo_rank)),
-            BlockPrior("light", jnp.zeros(27), light_sigma()),
-            BlockPrior("focal", self.log_focal, self.log_focal_sigma),
-            DistancePrior(self.log_distance, self.log_distance_sigma),
-        )
+            "identity": BlockPrior("identity", jnp.zeros(m.identity_rank), jnp.ones(m.identity_rank)),
+            "expression": BlockPrior("expression", jnp.zeros(units), jnp.full(units, self.expression_sigma)),
+            "albedo": BlockPrior("albedo", jnp.zeros(m.albedo_rank), jnp.ones(m.albedo_rank)),
+            "light": BlockPrior("light", jnp.zeros(27), light_sigma()),
+            "offset": BlockPrior("offset", jnp.zeros(3), jnp.full(3, self.offset_sigma)),
+            "focal": BlockPrior("focal", self.log_focal, self.log_focal_sigma),
+            "distance": DistancePrior(self.log_distance, self.log_distance_sigma),
+            **self.extra,
+        }
+        return {name: WeightedTerm(term, row.weights[name]) for name, term in terms.items()}
 
 
 def light_sigma() -> Float[Array, " 27"]:
@@ -167,23 +201,51 @@ def light_sigma() -> Float[Array, " 27"]:
     return jnp.repeat(shading / per_unit, 3)
 
 
+def prepare_stage(
+    problem: Problem, face: FaceParameters, row: StageRow
+) -> tuple[dict[str, AbstractTerm], FaceParameters]:
+    """The terms of a stage that starts at a face, and the face with its light solved for where the stage says so.
+
+    Visibility and all else that decides how far a sample is believed is found here, once for the stage.
+    """
+    m = problem.model
+    total = m.skin.geometry.shape[0]
+
+    def seen():
+        image = lax.dynamic_index_in_dim(problem.pyramid, row.level, 0, False)
+        visible = visible_samples(problem, face)
+        return sample_weights(m.skin, face, image, problem.valid, visible, problem.saturation, problem.centre)
+
+    weight = lax.cond(row.blocks > 0, seen, lambda: jnp.zeros((total, BLOCK)))
+    terms = problem.terms(row, weight)
+    photometric = terms["photometric"].term
+    light = lax.cond(row.relight > 0, lambda: photometric.light(face, light_sigma()), lambda: face.light)
+    return terms, eqx.tree_at(lambda f: f.light, face, light)
+
+
+stage_terms = eqx.filter_jit(prepare_stage)
+
+
 @eqx.filter_jit
-def run_stage(problem: Problem, face: FaceParameters, row: StageRow) -> Solution:
-    """Run one stage. Compiled once per model and image size: the stage is data."""
-    total = problem.model.skin.geometry.shape[0]
-    visible = lax.cond(row.photometric > 0, lambda: visible_samples(problem, face), lambda: jnp.zeros((total, BLOCK)))
-    terms = problem.terms(row, visible)
-    light = lax.cond(row.relight > 0, lambda: terms[2].light(face, light_sigma()), lambda: face.light)
-    face = eqx.tree_at(lambda f: f.light, face, light)
+def _run_compiled(problem: Problem, face: FaceParameters, row: StageRow) -> Solution:
+    """Compiled once per model and image size: the stage is data."""
+    terms, face = prepare_stage(problem, face, row)
+    return levenberg_marquardt(lambda at: linearise_all(terms, at), face, row.free, row.steps, row.tolerance)
 
-    def linearise(at: FaceParameters) -> tuple[Quadratic, Float[Array, " term"]]:
-        parts = [term.linearise(at) for term in terms]
-        total_model = parts[0]
-        for part in parts[1:]:
-            total_model = total_model + part
-        return total_model, jnp.stack([part.energy for part in parts])
 
-    return levenberg_marquardt(linearise, face, row.free, row.steps, row.tolerance)
+def run_stage(problem: Problem, face: FaceParameters, stage: Stage) -> Solution:
+    """Run one stage from a face."""
+    row = stage.row(problem)
+    if stage.solver is None:
+        names = tuple(sorted((*OBSERVATIONS, *PRIORS, *problem.extra)))
+        solution = _run_compiled(problem, face, row)
+        made = int(solution.steps) + 1
+        return dataclasses.replace(
+            solution, history=solution.history[:made], history_steps=solution.history_steps[:made], names=names
+        )
+    terms, face = stage_terms(problem, face, row)
+    counting: Mapping[str, AbstractTerm] = {n: t for n, t in terms.items() if n not in stage.without}
+    return solve(counting, face, row.free, stage.solver)
 
 
 def visible_samples(problem: Problem, face: FaceParameters) -> Float[Array, "block point"]:

@@ -11,18 +11,31 @@ import pytest
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from fitting.energies import (
+    LIDS,
+    AsymmetricTerm,
     BlockPrior,
+    BoundsTerm,
     DistancePrior,
-    Huber,
+    EmbeddingTerm,
     JawTerm,
     LandmarkTerm,
+    OccludingEdgeTerm,
     PhotometricTerm,
-    _SkinPoint,
+    PosePrior,
+    RenderedTerm,
+    ShapeConsistencyTerm,
+    SilhouetteTerm,
+    TemporalTerm,
     project,
+    relative_term,
+    symmetry_term,
 )
 from fitting.parameters import retract, start_parameters
+from fitting.photometric import SkinPoints, sample_weights
+from fitting.pixels import Softness, head_surface
 from fitting.schedule import light_sigma
 from fitting.surface_samples import PointBasis, solver_model
+from fitting.terms import GemanMcClure, Huber, WeightedTerm
 from morphable.colour import linear_to_srgb
 from renderer.camera import Pinhole
 from renderer.light import sh_basis
@@ -60,66 +73,140 @@ def photometric(sampled):
     return PhotometricTerm(
         sampled.skin,
         scalar(image),
-        jnp.ones((256, 256)),
         scalar(rng.random((2, 512)) > 0.2),
         jnp.int32(0),
         jnp.int32(2),
         scalar(0.4),
         scalar(0.3),
-        scalar(0.7),
         scalar([128.0, 128.0]),
     )
 
 
-def _terms(sampled, face, photometric):
-    centre = jnp.array([128.0, 128.0])
+CENTRE = jnp.array([128.0, 128.0])
+
+
+@pytest.fixture(scope="module")
+def terms(tiny, sampled, face, photometric):
+    """One of each, about a generic face: nothing is at its minimum."""
     basis = sampled.landmarks
-    where = project(face, basis.positions(face.identity, face.expression), centre)
+    where = project(face, basis.positions(face.identity, face.expression), CENTRE)
     noise = jnp.asarray(np.random.default_rng(2).normal(size=(68, 2)), jnp.float32)
     points = where + 3 * noise
     sigma = jnp.full(68, 2.0).at[20].set(jnp.inf)
     part = lambda s: PointBasis(basis.mean[s], basis.modes[s])  # noqa: E731
-    jaw = JawTerm(part(slice(0, 17)), sampled.contour, points[:17], sigma[:17], jnp.full(17, 6.0), centre)
+    moved = retract(face, 0.1 * jnp.ones(face.layout.size))
+    surface = head_surface(tiny, full=True)
+    edges = surface.edges
+    inner = edges.triangles[:, 1] >= 0
+    ring = jnp.asarray(np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 80)), np.sin(t)], axis=1), jnp.float32)
+    middle = jnp.mean(where, axis=0)
+    landmark = LandmarkTerm(basis, points, sigma, CENTRE)
     return {
-        "landmarks": LandmarkTerm(basis, points, sigma, centre),
-        "jaw": jaw,
+        "landmarks": landmark,
+        "jaw": JawTerm(part(slice(0, 17)), sampled.contour, points[:17], sigma[:17], jnp.full(17, 6.0), CENTRE),
         "photometric": photometric,
+        "lids": relative_term(basis, points, LIDS, 1.0, CENTRE),
+        "edges": OccludingEdgeTerm(
+            surface.basis,
+            edges.vertices[inner],
+            surface.triangles[edges.triangles[inner]],
+            middle + 95.0 * ring,
+            ring,
+            jnp.array(3.0),
+            jnp.array(60.0),
+            CENTRE,
+            count=32,
+        ),
+        "silhouette": SilhouetteTerm(
+            surface, gaussian_filter_mask(), jnp.ones((48, 48)), jnp.array([24.0, 24.0]), jnp.array(0.3)
+        ),
         "expression": BlockPrior("expression", jnp.zeros(4), jnp.full(4, 0.25)),
         "light": BlockPrior("light", jnp.zeros(27), jnp.full(27, 2.0)),
         "distance": DistancePrior(jnp.log(jnp.array(900.0)), jnp.array(0.3)),
+        "pose": PosePrior(moved.pose, jnp.array([5.0, 5.0, 5.0, 0.1, 0.1, 0.1])),
+        "bounds": BoundsTerm(),
+        "symmetry": symmetry_term(tiny, 1.0, count=20),
+        "time": TemporalTerm(moved, face, jnp.full(6, 2.0), jnp.array(0.1)),
+        "asymmetric": AsymmetricTerm(
+            "identity", jnp.array([1.0, -1.0, 0.5, 2.0, -0.1, 0.3]), jnp.array(2.0), jnp.array(1.0)
+        ),
+        "embedding": EmbeddingTerm(lambda f: jnp.sin(f.identity[:3] + 1), jnp.array([0.3, 0.2, 1.0]), jnp.array(0.1)),
+        "consistency": ShapeConsistencyTerm([(moved, {"landmarks": landmark})]),
+        "weighted": WeightedTerm(landmark, jnp.array(0.3)),
     }
 
 
-@pytest.mark.parametrize("name", ["landmarks", "jaw", "photometric", "expression", "light", "distance"])
-def test_gradient_is_the_energys_derivative(name, sampled, face, photometric):
-    term = _terms(sampled, face, photometric)[name]
-    model = eqx.filter_jit(lambda t, f: t.linearise(f))(term, face)
-    gradient = jax.grad(lambda s: term.energy(retract(face, s)))(jnp.zeros(face.layout.size))
-    if name == "jaw":  # the direction of the jaw line is held fixed in the model: the energy must be, too
-        np.testing.assert_allclose(model.energy, term.energy(face), rtol=1e-5)
+def gaussian_filter_mask():
+    disc = np.hypot(*(np.mgrid[:48, :48] + 0.5 - 24.0)) < 16
+    return jnp.asarray(gaussian_filter(disc.astype(np.float32), 1))
+
+
+NAMES = (
+    "landmarks", "jaw", "photometric", "lids", "edges", "silhouette", "expression", "light", "distance", "pose",
+    "bounds", "symmetry", "time", "asymmetric", "embedding", "consistency", "weighted",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outside(face):
+    """The face with two expression weights beyond their bounds."""
+    return dataclasses.replace(face, expression=jnp.array([1.2, 0.1, -0.3, 0.4]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_form_of_a_term_is_the_same_energy(name, terms, face, outside):
+    """Gauss-Newton's model, the energy and the residual vector: one value, one gradient."""
+    term = terms[name]
+    here = outside if name == "bounds" else face
+    if name == "silhouette":  # the little picture's camera
+        here = dataclasses.replace(face, log_focal=jnp.log(jnp.array(280.0)))
+    zero = jnp.zeros(face.layout.size)
+
+    @eqx.filter_jit
+    def everything(term, here):
+        energy, gradient = jax.value_and_grad(lambda s: term.energy(retract(here, s)))(zero)
+        return term.linearise(here), energy, gradient, 0.5 * jnp.sum(term.flat_residuals(here) ** 2)
+
+    model, energy, gradient, folded = everything(term, here)
     scale = jnp.max(jnp.abs(gradient))
     assert scale > 0
-    np.testing.assert_allclose(model.gradient, gradient, atol=2e-4 * scale)
-    np.testing.assert_allclose(model.energy, term.energy(face), rtol=1e-5)
+    np.testing.assert_allclose(model.gradient, gradient, atol=3e-4 * scale)
+    np.testing.assert_allclose(model.energy, energy, rtol=1e-5)
+    np.testing.assert_allclose(folded, energy, rtol=1e-4)
+    assert jnp.all(jnp.linalg.eigvalsh(model.hessian) > -1e-4 * jnp.max(jnp.diag(model.hessian)))
 
 
 def test_structured_hessian_is_that_of_forward_differentiation(face, photometric):
     skin = photometric.skin
 
-    def point(f, i):
-        data = (skin.geometry[i], skin.geometry_modes[i], skin.albedo[i], skin.albedo_modes[i])
-        return _SkinPoint(f, photometric.centre, photometric.pyramid[0], photometric.valid, *data)
+    @jax.jit
+    def reference(face):
+        hessian = 0.0
+        for i in range(2):
+            data = (skin.geometry[i], skin.geometry_modes[i], skin.albedo[i], skin.albedo_modes[i])
 
-    hessian = 0.0
-    for i in range(2):
-        jacobian = jax.jacfwd(lambda s, i=i: point(retract(face, s), i).residual)(jnp.zeros(face.layout.size))
-        here = point(face, i)
-        square = jnp.mean(here.residual**2, axis=0)
-        weight = here.confidence(photometric.saturation) * photometric.visible[i]
-        weight = weight * 2000 / 1024 / photometric.sigma**2 / (1 + square / photometric.cutoff**2) ** 2
-        hessian = hessian + jnp.einsum("cpd,p,cpe->de", jacobian, weight, jacobian)
-    structured = photometric.linearise(face).hessian
+            def residual(s, data=data):
+                return SkinPoints(retract(face, s), photometric.centre, photometric.pyramid[0], *data).residual
+
+            jacobian = jax.jacfwd(residual)(jnp.zeros(face.layout.size))
+            square = jnp.mean(residual(jnp.zeros(face.layout.size)) ** 2, axis=0)
+            weight = photometric.weight[i] * 2000 / 1024 / photometric.sigma**2
+            weight = weight / (1 + square / photometric.cutoff**2) ** 2
+            hessian = hessian + jnp.einsum("cpd,p,cpe->de", jacobian, weight, jacobian)
+        return hessian
+
+    hessian = reference(face)
+    structured = jax.jit(lambda f: photometric.linearise(f))(face).hessian
     np.testing.assert_allclose(structured, hessian, atol=2e-5 * float(jnp.max(jnp.abs(hessian))))
+
+
+def test_random_samples_have_the_expected_energy_of_all(face, photometric):
+    """The mean over many draws of Blanz & Vetter's estimate, within three of its standard errors."""
+    whole = photometric.energy(face)
+    draw = jax.jit(lambda k: photometric.subset(k, 40, face).energy(face))
+    drawn = jax.lax.map(draw, jax.random.split(jax.random.key(0), 400))
+    assert abs(jnp.mean(drawn) - whole) < 3 * jnp.std(drawn) / 20
+    assert jnp.std(drawn) < whole  # and a single draw is of some use
 
 
 def test_photometric_derivatives_match_finite_differences(face, photometric):
@@ -134,22 +221,112 @@ def test_photometric_derivatives_match_finite_differences(face, photometric):
     np.testing.assert_allclose(analytic, numeric, rtol=0.05)
 
 
-def test_hidden_landmarks_and_masked_pixels_say_nothing(sampled, face, photometric):
-    terms = _terms(sampled, face, photometric)
-    moved = eqx.tree_at(lambda t: t.points_px, terms["landmarks"], terms["landmarks"].points_px.at[20].add(500.0))
-    np.testing.assert_allclose(moved.energy(face), terms["landmarks"].energy(face))
-    masked = eqx.tree_at(lambda t: t.valid, photometric, jnp.zeros((256, 256)))
-    assert masked.energy(face) == 0 and jnp.all(masked.linearise(face).hessian == 0)
+def test_hidden_landmarks_say_nothing(terms, face):
+    landmarks = terms["landmarks"]
+    moved = eqx.tree_at(lambda t: t.points_px, landmarks, landmarks.points_px.at[20].add(500.0))
+    np.testing.assert_allclose(moved.energy(face), landmarks.energy(face))
 
 
-def test_jaw_points_slide_along_the_line_but_not_across(sampled, face, photometric):
-    jaw = _terms(sampled, face, photometric)["jaw"]
+def test_only_seen_unsaturated_valid_pixels_are_believed(sampled, face, photometric):
+    image, centre = photometric.pyramid[0], photometric.centre
+    everything, allowed = jnp.ones((2, 512)), jnp.ones((256, 256))
+    weigh = jax.jit(lambda i, v, w: sample_weights(sampled.skin, face, i, v, w, jnp.array(0.97), centre))
+    weight = weigh(image, allowed, everything)
+    assert 0.3 < jnp.mean(weight > 0.9) < 1  # the rest is turned away
+    assert jnp.all(weigh(image, 0 * allowed, everything) == 0)
+    assert jnp.all(weigh(image, allowed, 0 * everything) == 0)
+    assert jnp.all(weigh(jnp.ones_like(image), allowed, everything) < 0.2)
+    left = allowed.at[:, 128:].set(0.0)
+    half = weigh(image, left, everything)
+    assert 0.2 < jnp.sum(half) / jnp.sum(weight) < 0.8
+
+
+def test_jaw_points_slide_along_the_line_but_not_across(terms, face):
+    jaw = terms["jaw"]
     here = project(face, jaw.on_outline(face).positions(face.identity, face.expression), jaw.centre)
     jaw = eqx.tree_at(lambda t: t.points_px, jaw, here)
     along = (here[9] - here[7]) / jnp.linalg.norm(here[9] - here[7])
     across = jnp.array([-along[1], along[0]])
     shifted = lambda d: eqx.tree_at(lambda t: t.points_px, jaw, here.at[8].add(3 * d))  # noqa: E731
     assert shifted(along).energy(face) < 0.2 * shifted(across).energy(face)
+
+
+def test_a_common_shift_of_both_lids_changes_nothing(sampled, face, terms):
+    lids = terms["lids"]
+    points = jnp.asarray(np.random.default_rng(5).normal(size=(68, 2)), jnp.float32)
+    shifted = points.at[jnp.array([37, 41])].add(jnp.array([4.0, -3.0]))
+    one, two = (relative_term(sampled.landmarks, p, LIDS, 1.0, lids.centre).energy(face) for p in (points, shifted))
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+    opened = points.at[37, 1].add(-4.0)
+    assert relative_term(sampled.landmarks, opened, LIDS, 1.0, lids.centre).energy(face) != one
+
+
+def test_falling_short_costs_more_than_going_beyond():
+    face = start_parameters(6, 4, 4)
+    target = jnp.array([1.0, -2.0, 0.5, -0.5, 1.0, 0.0])
+    term = AsymmetricTerm("identity", target, jnp.array(2.0), jnp.array(1.0))
+    at = lambda v: term.energy(dataclasses.replace(face, identity=v))  # noqa: E731
+    away = 0.3 * jnp.where(target < 0, -1.0, 1.0)
+    np.testing.assert_allclose(at(target - away), 4 * at(target + away), rtol=1e-5)
+    assert at(target) == 0
+
+
+def test_a_mirrored_head_is_as_symmetric(tiny):
+    term = symmetry_term(tiny, 1.0, count=30)
+    face = start_parameters(6, 4, 4)
+    vertices = tiny.neutral(jnp.ones(6))
+    moved = dataclasses.replace(face, identity=jnp.ones(6))
+    # By hand, from the vertices themselves.
+    mirror = np.asarray(tiny.mirror)
+    gap = np.asarray(vertices) - np.array([-1, 1, 1]) * np.asarray(vertices)[mirror]
+    rms = np.sqrt((gap[np.arange(len(mirror)) < mirror] ** 2).sum(axis=1).mean())
+    found = jnp.sqrt(2 * term.energy(moved) / 10)  # the pairs together count as ten
+    assert 0.5 * rms < found < 2 * rms
+
+
+def test_a_face_that_moves_steadily_is_where_it_was_going(face):
+    velocity = jnp.zeros(face.layout.size).at[face.layout.block("pose")].set(0.02 * jnp.arange(6))
+    one = retract(face, velocity)
+    two = retract(one, velocity)
+    steady = TemporalTerm(one, face, jnp.full(6, 1.0), jnp.array(0.1))
+    still = TemporalTerm(one, None, jnp.full(6, 1.0), jnp.array(0.1))
+    assert steady.energy(two) < 1e-6 < still.energy(two)
+
+
+def test_half_the_squared_distance_of_embeddings_is_one_minus_the_cosine(face):
+    term = EmbeddingTerm(lambda f: 3 * f.identity, jnp.arange(6.0), jnp.array(1.0))
+    cosine = face.identity @ jnp.arange(6.0) / jnp.linalg.norm(face.identity) / jnp.linalg.norm(jnp.arange(6.0))
+    np.testing.assert_allclose(term.energy(face), 1 - cosine, rtol=1e-5)
+
+
+@pytest.mark.parametrize("softness", [None, Softness(sigma=0.05, gamma=1e-4, count=4)], ids=["exact", "soft"])
+def test_a_rendered_head_explains_its_own_picture(tiny, face, softness):
+    """The energy of the drawn term is smallest at the truth, and only the head's own pixels count."""
+    surface = head_surface(tiny, full=True)
+    here = dataclasses.replace(face, log_focal=jnp.log(jnp.array(280.0)))
+    term = RenderedTerm(
+        surface,
+        jnp.full((48, 48, 3), 0.3),
+        jnp.ones((48, 48)),
+        jnp.array([24.0, 24.0]),
+        jnp.array(0.1),
+        jnp.array(0.5),
+        softness,
+    )
+
+    @jax.jit
+    def drawn_and_energy(image, step):
+        there, moved = eqx.tree_at(lambda t: t.image, term, image), retract(here, step)
+        return (*there.drawn(moved), there.energy(moved))
+
+    zero = jnp.zeros(face.layout.size)
+    picture, coverage, _ = drawn_and_energy(term.image, zero)
+    assert 0.05 < jnp.mean(coverage) < 0.9
+    np.testing.assert_allclose(picture[coverage == 0], 0.3, atol=2e-3)
+    at = face.layout.block
+    best = drawn_and_energy(picture, zero)[2]
+    for block, size in (("pose", 0.05), ("albedo", 0.5), ("light", 0.2), ("identity", 0.5)):
+        assert drawn_and_energy(picture, zero.at[at(block)].set(size))[2] > 1.3 * best  # which outlines blended twice leave
 
 
 @pytest.mark.parametrize("covered", [False, True], ids=["clear", "a tenth covered"])
@@ -182,13 +359,11 @@ def test_light_is_recovered_from_a_rendered_head(head, covered):
     term = PhotometricTerm(
         sampled.skin,
         seen[None],
-        inside,
-        jnp.ones((blocks, 512)),
+        sample_weights(sampled.skin, face, seen, inside, jnp.ones((blocks, 512)), jnp.array(0.97), centre),
         jnp.array(0),
         jnp.array(blocks),
         sigma=jnp.array(0.4),
         cutoff=jnp.array(0.1),
-        saturation=jnp.array(0.97),
         centre=centre,
     )
     facing = np.asarray(picture.normals)[np.asarray(inside) > 0]
@@ -204,7 +379,7 @@ def test_light_is_recovered_from_a_rendered_head(head, covered):
     assert jnp.mean(jnp.abs(facing @ term.light(face, light_sigma()) - shade)) < 0.02
 
 
+@pytest.mark.parametrize("kernel", [Huber(2.0), GemanMcClure(2.0)], ids=["Huber", "Geman-McClure"])
 @pytest.mark.parametrize("square", [0.5, 4.0, 30.0])
-def test_huber_weight_is_the_derivative_of_rho(square):
-    kernel = Huber(jnp.array(2.0))
+def test_a_kernels_weight_is_the_derivative_of_rho(kernel, square):
     np.testing.assert_allclose(jax.grad(lambda s: kernel.rho(s))(square), kernel.weight(jnp.array(square)), rtol=1e-5)

@@ -11,11 +11,12 @@ from test_detection import MIRROR
 
 import fitting.surface_samples as surface_samples
 from fitting.detection import Face
+from fitting.energies import INNER_LIPS, relative_term
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError
 from fitting.observation import Photo
-from fitting.parameters import FaceParameters
 from fitting.schedule import coarse_to_fine
+from fitting.terms import linearise_all
 from morphable.colour import linear_to_srgb
 from renderer.camera import Pinhole
 from renderer.light import ambient_white, sh_basis
@@ -156,8 +157,8 @@ def test_what_is_masked_has_no_influence(fitter, photo, face, fitted):
     mask = np.ones(photo.pixels.shape[:2], bool)
     mask[:, 222:] = False
     painted = photo.pixels.copy()
-    # The photo is blurred before it is compared: paint nearer to the edge than that reaches over it.
-    painted[:, 228:] = np.random.default_rng(0).integers(0, 256, painted[:, 228:].shape)
+    # Resampling mixes pixels across the border of the mask, and only there.
+    painted[:, 226:] = np.random.default_rng(0).integers(0, 256, painted[:, 226:].shape)
     one, two = (fitter.fit(Photo(p), face, mask=mask) for p in (photo.pixels, painted))
     np.testing.assert_array_equal(one.vertices, two.vertices)
     np.testing.assert_array_equal(one.light, two.light)
@@ -191,16 +192,49 @@ def test_too_few_landmarks_are_refused(fitter, photo, face, count):
 def test_a_plan_can_be_stopped_and_resumed(fitter, photo, face, fitted):
     plan = coarse_to_fine()
     first = fitter.fit(photo, face, stages=plan[:2])
-    zoom = fitter.problem(photo, face)[2][2] / fitter.settings.image_size
-    reached = FaceParameters(
-        *(jnp.asarray(x) for x in (first.identity, first.expression, first.albedo, first.light)),
-        pose=first.camera.pose,
-        log_focal=jnp.log(first.camera.focal[0] / zoom),
-    )
-    rest = fitter.fit(photo, face, stages=plan[2:], start=reached)
+    rest = fitter.fit(photo, face, stages=plan[2:], start=first.parameters)
     assert distance(first.vertices, fitted.vertices).mean() > 0.1
     np.testing.assert_allclose(rest.vertices, fitted.vertices, atol=1e-3)
     assert rest.stages[-1]["steps"] == fitted.stages[-1]["steps"]
+
+
+def test_added_terms_pull_and_can_be_left_out(fitter, photo, face, fitted):
+    """The lips, told to stay closed by a term of one's own."""
+    closed = lambda problem: {  # noqa: E731
+        "lips": relative_term(
+            problem.model.landmarks, jnp.zeros_like(problem.points_px), INNER_LIPS, 0.2, problem.centre
+        )
+    }
+    plan = coarse_to_fine()[:2]
+    gap = lambda fit: distance(fit.landmarks2d[61:64], fit.landmarks2d[[67, 66, 65]]).mean()  # noqa: E731
+    free, shut = fitter.fit(photo, face, plan), fitter.fit(photo, face, plan, terms=closed)
+    assert gap(shut) < 0.5 * gap(free)
+    assert shut.energies["lips"] > 0 and "lips" not in free.energies
+    without = tuple(dataclasses.replace(stage, without=(*stage.without, "lips")) for stage in plan)
+    np.testing.assert_allclose(
+        fitter.fit(photo, face, without, terms=closed).landmarks2d, free.landmarks2d, atol=0.05 * gap(free)
+    )
+
+
+def test_the_terms_of_a_fit_are_at_their_minimum(fitted):
+    terms = fitted.terms()
+    model, values = linearise_all(terms, fitted.parameters)
+    assert dict(zip(sorted(terms), values.tolist(), strict=True)) == pytest.approx(fitted.energies, rel=0.05, abs=0.1)
+    size = np.sqrt(np.diag(np.asarray(model.hessian)) + 1e-12)
+    moved = np.asarray(fitted.stage.row(fitted.problem).free) > 0
+    inside = np.ones(len(moved), bool)
+    inside[fitted.parameters.layout.block("expression")] = (fitted.expression > 0) & (fitted.expression < 1)
+    # In standard deviations: what is left to gain along any one unknown is a small part of the energy.
+    assert np.abs(np.asarray(model.gradient) / size)[moved & inside].max() < 1.0
+
+
+def test_plans_that_cannot_run_are_refused_before_they_start(fitter, photo, face):
+    wrong = dataclasses.replace(coarse_to_fine()[1], without=("photometry",))
+    with pytest.raises(ValueError, match=r"'landmarks': got without='photometry', expected one of .*photometric"):
+        fitter.fit(photo, face, (wrong,))
+    deep = dataclasses.replace(coarse_to_fine()[3], level=7)
+    with pytest.raises(ValueError, match=r"got level 7, expected 0..1.*blur_px"):
+        fitter.fit(photo, face, (deep,))
 
 
 def test_an_energy_that_is_not_finite_is_reported(fitter, photo, face):
