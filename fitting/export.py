@@ -28,6 +28,7 @@ from fitting.output import OutputError as OutputError
 from fitting.output import check_writable as check_writable
 from fitting.output import output_folder as output_folder
 from fitting.pictures import overlay, render_over_photo, turntable
+from fitting.report import write_report
 from fitting.texture_map import face_texture
 from morphable.model import MorphableModel
 
@@ -43,10 +44,11 @@ def save_results(
     settings: Mapping[str, Any] | None = None,
     detection: Mapping[str, Any] | None = None,
     texture_size: int = 1024,
+    report: bool = False,
 ) -> None:
     """Write all results of one fit to the folder `out`, all of them or none; see `write_results`."""
     with output_folder(out) as folder:
-        write_results(folder, fit, photo, mask, settings, detection, texture_size)
+        write_results(folder, fit, photo, mask, settings, detection, texture_size, report)
 
 
 def write_results(
@@ -57,10 +59,11 @@ def write_results(
     settings: Mapping[str, Any] | None = None,
     detection: Mapping[str, Any] | None = None,
     texture_size: int = 1024,
+    report: bool = False,
 ) -> None:
     """Write fit.npz, fit.json, the meshes with their texture, head.glb and the pictures into an existing folder.
 
-    `settings` and `detection` are what the caller wants to stand in fit.json beside the fit's own. A fit whose
+    With `report` also report.html (`fitting.report`). `settings` and `detection` are what the caller wants to stand in fit.json beside the fit's own. A fit whose
     vertices are not finite has nothing to show: only its numbers and record are written.
     """
     timings = {}
@@ -81,6 +84,8 @@ def write_results(
         for name, draw in pictures.items():
             timed(name, lambda draw=draw, name=name: _save_png(folder / name, draw(fit, photo, texture)))
         timed("turntable.png", lambda: _save_png(folder / "turntable.png", turntable(fit, texture)))
+        if report:
+            timed("report.html", lambda: write_report(folder / "report.html", fit, photo, texture))
     record = fit_record(fit, settings, detection, photo.notes, timings)
     (folder / "fit.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

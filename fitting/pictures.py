@@ -23,7 +23,7 @@ Picture = UInt8[np.ndarray, "_ _ 3"]
 
 _SIZES = (512, 1024, 2048)  # of rendered squares: few sizes, so few compilations, whatever the photo's size
 _CLAY = 0.55  # linear
-_INK, _PAPER = (30, 30, 34), (247, 247, 244)
+INK, PAPER = (30, 30, 34), (247, 247, 244)
 _DETECTED, _FITTED = (255, 196, 0), (0, 214, 255)
 # Which of the 68 points are joined by a line; the last three runs are closed.
 _RUNS = (range(0, 17), range(17, 22), range(22, 27), range(27, 31), range(31, 36))
@@ -40,7 +40,7 @@ def render_over_photo(fit: Fit, photo: Photo, texture: Picture) -> Picture:
         return out
     inner = (slice(top - y0, bottom - y0), slice(left - x0, right - x0))
     under = out[top:bottom, left:right]
-    out[top:bottom, left:right] = _over(colour[inner], coverage[inner], under)
+    out[top:bottom, left:right] = over(colour[inner], coverage[inner], under)
     return out
 
 
@@ -52,45 +52,45 @@ def overlay(fit: Fit, photo: Photo, texture: Picture) -> Picture:
         x0, y0, side = 0, 0, max(photo.width, photo.height)
     box = (float(x0), float(y0), float(side), float(side))
     crop, inside = photo.crop_srgb(box, size)
-    crop = np.where(inside[..., None], np.rint(255 * crop), _PAPER).astype(np.uint8)
+    crop = np.where(inside[..., None], np.rint(255 * crop), PAPER).astype(np.uint8)
     camera = fit.camera.crop(box, size, size)
-    mesh = _drawable(fit.model, fit.vertices)
+    mesh = drawable(fit.model, fit.vertices)
     tiles = [crop, _landmarks(fit, crop, box)]
     # Clay in the fitted light would repeat the photo's shadows; under a lamp of ours it shows the shape.
-    for albedo, light in ((_linear(texture), fit.light), (_clay(texture), _studio_light())):
-        tiles.append(_over(*_rendered(mesh, camera, light, albedo), crop))
-    return _sheet([tiles], ("photo", "landmarks", "fit over the photo", "shape over the photo"))
+    for albedo, light in ((_linear(texture), fit.light), (_clay(texture), studio_light())):
+        tiles.append(over(*_rendered(mesh, camera, light, albedo), crop))
+    return sheet_of([tiles], ("photo", "landmarks", "fit over the photo", "shape over the photo"))
 
 
 def turntable(fit: Fit, texture: Picture, yaws: Sequence[float] = (-80.0, -40.0, 0.0, 40.0, 80.0)) -> Picture:
     """The neutral head from several sides (degrees), textured above and plain below."""
     size = _SIZES[0]
-    mesh = _drawable(fit.model, fit.neutral_vertices)
-    light = _studio_light()
+    mesh = drawable(fit.model, fit.neutral_vertices)
+    light = studio_light()
     rows = []
     for albedo in (_linear(texture), _clay(texture)):
-        cameras = [_portrait_camera(np.asarray(mesh.vertices), yaw, size) for yaw in yaws]
-        row = [_over(*_rendered(mesh, camera, light, albedo), _blank(size)) for camera in cameras]
+        cameras = [portrait_camera(np.asarray(mesh.vertices), yaw, size) for yaw in yaws]
+        row = [over(*_rendered(mesh, camera, light, albedo), _blank(size)) for camera in cameras]
         rows.append([tile[:, size // 10 : -(size // 10)] for tile in row])
-    return _sheet(rows, tuple(f"{yaw:g}°" for yaw in yaws))
+    return sheet_of(rows, tuple(f"{yaw:g}°" for yaw in yaws))
 
 
 def portraits(
     model: MorphableModel, identities: Float[np.ndarray, "person rank"], textures: Sequence[Picture], path: str | Path
 ) -> None:
     """Write a picture of several neutral people, seen from the front and from 40 degrees."""
-    size, light = _SIZES[0], _studio_light()
+    size, light = _SIZES[0], studio_light()
     columns = []
     for identity, texture in zip(identities, textures, strict=True):
-        mesh = _drawable(model, model.neutral(jnp.asarray(identity, jnp.float32)))
-        cameras = [_portrait_camera(np.asarray(mesh.vertices), yaw, size) for yaw in (0.0, 40.0)]
-        columns.append([_over(*_rendered(mesh, c, light, _linear(texture)), _blank(size)) for c in cameras])
+        mesh = drawable(model, model.neutral(jnp.asarray(identity, jnp.float32)))
+        cameras = [portrait_camera(np.asarray(mesh.vertices), yaw, size) for yaw in (0.0, 40.0)]
+        columns.append([over(*_rendered(mesh, c, light, _linear(texture)), _blank(size)) for c in cameras])
     margin = size // 10
     tiles = [tile[:, margin : size - margin] for column in columns for tile in column]
     across = 2 * min(3, len(columns))
     rows = [tiles[i : i + across] for i in range(0, len(tiles), across)]
-    rows[-1] = rows[-1] + [np.full_like(tiles[0], _PAPER)] * (across - len(rows[-1]))
-    Image.fromarray(_sheet(rows, ("",) * across)).save(path)
+    rows[-1] = rows[-1] + [np.full_like(tiles[0], PAPER)] * (across - len(rows[-1]))
+    Image.fromarray(sheet_of(rows, ("",) * across)).save(path)
 
 
 def _render_square(fit: Fit, texture: Picture):
@@ -98,7 +98,7 @@ def _render_square(fit: Fit, texture: Picture):
     x0, y0, side = _head_box(fit, 1.02)
     size = next((s for s in _SIZES if s >= side), _SIZES[-1])
     camera = fit.camera.crop((float(x0), float(y0), float(side), float(side)), size, size)
-    colour, coverage = _rendered(_drawable(fit.model, fit.vertices), camera, fit.light, _linear(texture))
+    colour, coverage = _rendered(drawable(fit.model, fit.vertices), camera, fit.light, _linear(texture))
     layers = np.concatenate([colour, coverage[..., None]], axis=2)
     if size != side:
         # Each pixel of the photo averages the rendered ones under it; when enlarging, bicubic.
@@ -129,7 +129,7 @@ def _touches(box: tuple[int, int, int], photo: Photo) -> bool:
     return x0 < photo.width and y0 < photo.height and x0 + side > 0 and y0 + side > 0
 
 
-def _drawable(model: MorphableModel, vertices) -> Mesh:
+def drawable(model: MorphableModel, vertices) -> Mesh:
     """The head without its lashes, which drawn opaque look like thick paint."""
     return Mesh(jnp.asarray(vertices), jnp.asarray(solid_triangles(model)), model.uv)
 
@@ -141,7 +141,7 @@ def _rendered(mesh: Mesh, camera: Pinhole, light, albedo):
 
 
 def _blank(size: int) -> Picture:
-    return np.full((size, size, 3), _PAPER, np.uint8)
+    return np.full((size, size, 3), PAPER, np.uint8)
 
 
 def _linear(texture: Picture):
@@ -153,7 +153,7 @@ def _clay(texture: Picture):
     return jnp.full(texture.shape, _CLAY, jnp.float32)
 
 
-def _over(colour, coverage, under: Picture) -> Picture:
+def over(colour, coverage, under: Picture) -> Picture:
     """A premultiplied linear picture over an sRGB one, blended in linear light; untouched where there is nothing."""
     below = np.asarray(_linear(under))
     blended = np.clip(colour + (1.0 - coverage[..., None]) * below, 0.0, 1.0)
@@ -161,7 +161,7 @@ def _over(colour, coverage, under: Picture) -> Picture:
     return np.where(coverage[..., None] > 0, encoded, under)
 
 
-def _portrait_camera(vertices: Float[np.ndarray, "vertex 3"], yaw: float, size: int) -> Pinhole:
+def portrait_camera(vertices: Float[np.ndarray, "vertex 3"], yaw: float, size: int) -> Pinhole:
     """A camera 1.4 m before the head's middle that sees the whole head, turned by yaw (degrees)."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     middle, distance = (low + high) / 2, 1400.0
@@ -179,7 +179,7 @@ def _portrait_camera(vertices: Float[np.ndarray, "vertex 3"], yaw: float, size: 
     )
 
 
-def _studio_light() -> Float[np.ndarray, "9 3"]:
+def studio_light() -> Float[np.ndarray, "9 3"]:
     """A broad lamp high on the left, a weak one on the right, and ambient light; white."""
     light = 0.42 * np.asarray(ambient_white())
     for direction, strength in (((-0.55, -0.6, -0.75), 0.62), ((0.9, -0.1, -0.35), 0.16)):
@@ -204,26 +204,26 @@ def _landmarks(fit: Fit, tile: Picture, box: tuple[float, float, float, float]) 
         draw.line(points, fill=_FITTED, width=3, joint="curve")
     for (x, y), colour, r in [*((p, _FITTED, 3.5) for p in fitted), *((p, _DETECTED, 5) for p in given)]:
         if np.isfinite([x, y]).all():
-            draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=_INK)
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=colour, outline=INK)
     font = ImageFont.load_default(size=30)
     height = image.height
     for row, (text, colour) in enumerate((("given", _DETECTED), ("fitted model", _FITTED))):
         y = height - 84 + 40 * row
-        draw.ellipse((18, y + 8, 38, y + 28), fill=colour, outline=_INK)
-        draw.text((50, y + 18), text, fill=(255, 255, 255), font=font, anchor="lm", stroke_width=3, stroke_fill=_INK)
+        draw.ellipse((18, y + 8, 38, y + 28), fill=colour, outline=INK)
+        draw.text((50, y + 18), text, fill=(255, 255, 255), font=font, anchor="lm", stroke_width=3, stroke_fill=INK)
     return np.asarray(image.resize((tile.shape[1], tile.shape[0]), Image.Resampling.BOX))
 
 
-def _sheet(rows: Sequence[Sequence[Picture]], captions: Sequence[str]) -> Picture:
+def sheet_of(rows: Sequence[Sequence[Picture]], captions: Sequence[str]) -> Picture:
     """Tiles of one size in rows, with a caption over each column."""
     height, width = rows[0][0].shape[:2]
     gap, head = 12, 46
-    sheet = Image.new("RGB", (gap + len(rows[0]) * (width + gap), head + len(rows) * (height + gap)), _PAPER)
+    sheet = Image.new("RGB", (gap + len(rows[0]) * (width + gap), head + len(rows) * (height + gap)), PAPER)
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=22)
     for column, caption in enumerate(captions):
         x = gap + column * (width + gap)
-        draw.text((x + width // 2, head // 2 + 1), caption, fill=_INK, font=font, anchor="mm")
+        draw.text((x + width // 2, head // 2 + 1), caption, fill=INK, font=font, anchor="mm")
         for row, tiles in enumerate(rows):
             sheet.paste(Image.fromarray(tiles[column]), (x, head + row * (height + gap)))
     return np.asarray(sheet)

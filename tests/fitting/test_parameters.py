@@ -21,8 +21,11 @@ def test_twist_turns_the_head_about_its_own_origin():
 
 def test_blocks_tile_the_step():
     layout = Layout(6, 4, 5)
-    names = ("identity", "expression", "albedo", "light", "pose", "focal")
+    names = ("identity", "expression", "albedo", "light", "pose", "focal", "offset")
     covered = np.concatenate([np.arange(layout.size)[layout.block(n)] for n in names])
     np.testing.assert_array_equal(covered, np.arange(layout.size))
+    np.testing.assert_array_equal(
+        np.flatnonzero(layout.free("pose", "focal")), np.r_[layout.block("pose"), layout.block("focal")]
+    )
     with pytest.raises(ValueError, match="unknown parameter block 'hair'"):
         layout.block("hair")

@@ -98,7 +98,7 @@ def test_turntable_turns_the_neutral_head(tiny, texture):
 def test_studio_light_shows_an_albedo_at_about_its_own_brightness():
     from renderer.light import sh_basis
 
-    facing = np.asarray(sh_basis(jnp.array([0.0, 0.0, -1.0]))) @ pictures._studio_light()
+    facing = np.asarray(sh_basis(jnp.array([0.0, 0.0, -1.0]))) @ pictures.studio_light()
     assert np.all((facing > 0.8) & (facing < 1.15))
 
 
@@ -113,4 +113,4 @@ def test_portraits_show_each_person_twice(tiny, texture, tmp_path):
     tiles = [sheet[y : y + 96, x : x + tile] for y, x in corners]
     assert np.array_equal(tiles[0], tiles[4]) and np.array_equal(tiles[1], tiles[5])  # the same person
     assert not np.array_equal(tiles[0], tiles[2]) and not np.array_equal(tiles[0], tiles[1])
-    assert np.all(tiles[8] == pictures._PAPER)  # four people leave two places empty
+    assert np.all(tiles[8] == pictures.PAPER)  # four people leave two places empty
