@@ -3,12 +3,11 @@
     python benchmarks/accuracy.py --shared ../shared
 
 Prints, for rendered subjects with ground truth (`data/ict_dev`), the scaled median scan-to-mesh distance of the fit and
-of the model's own mean face with the folder's scorer; and for real photos (`data/aflw_dev`) the 68-point error of the
-reprojected model and of the detector's own points.
+of the model's own mean face, as `facefit evaluate mesh` does; and for real photos (`data/aflw_dev`) the 68-point error
+of the reprojected model and of the detector's own points.
 """
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -20,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphable  # noqa: E402
 from fitting.detection import LANDMARK_NOISE, Face, detect_faces  # noqa: E402
+from fitting.evaluation import FaceMesh, landmark_errors, mean_face, scan_to_mesh  # noqa: E402
 from fitting.fit import Fitter, Settings  # noqa: E402
+from fitting.ground_truth import read_scan  # noqa: E402
 from fitting.observation import read_photo  # noqa: E402
 
 
@@ -77,16 +78,8 @@ def plan(args):
 
 
 def subjects(fitter, args, detections):
-    spec = importlib.util.spec_from_file_location("eval_mesh", args.shared / "eval" / "eval_mesh.py")
-    scorer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scorer)
     model = fitter.model
-    triangles = np.asarray(model.triangles)
-    # As with a scan: what is inside the mouth or the sockets is not the face's surface.
-    interior = np.asarray(model.masks["interior"]) > 0.5
-    skin = np.isin(np.arange(len(triangles)), model.part("skin").triangles)
-    triangles = triangles[skin & ~interior[triangles].all(axis=1)]
-    mean, mean_landmarks = np.asarray(model.mean), np.asarray(model.landmarks(model.mean))
+    mean = mean_face(model)  # with the triangles that a scan would see
     rows, seconds = [], []
     for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
         truth = folder / "gt.npz"
@@ -103,10 +96,10 @@ def subjects(fitter, args, detections):
         began = time.perf_counter()
         fit = fitter.fit(photo, face, stages=plan(args))
         seconds.append(time.perf_counter() - began)
-        score = lambda v, lmk: scorer.evaluate(truth, v, triangles, lmk, mask="face_mask_core")["scaled"]  # noqa: B023, E731
-        fitted = score(fit.neutral_vertices.astype(float), fit.neutral_landmarks3d.astype(float))
-        own = score(mean.astype(float), mean_landmarks.astype(float))
-        rows.append((fitted["median"], own["median"], fitted["lmk51_mean"], own["lmk51_mean"]))
+        scan = read_scan(truth, mask="face_mask_core")
+        mesh = FaceMesh(fit.neutral_vertices.astype(float), mean.triangles, fit.neutral_landmarks3d.astype(float))
+        fitted, own = scan_to_mesh(scan, mesh), scan_to_mesh(scan, mean)
+        rows.append((fitted.median, own.median, fitted.landmarks51, own.landmarks51))
         true_focal = gt["K"][index][0, 0]
         print(
             f"{folder.name} fit {rows[-1][0]:.3f} mean face {rows[-1][1]:.3f} mm | 51 landmarks {rows[-1][2]:.2f} "
@@ -132,9 +125,8 @@ def photos(fitter, args, detections):
         if face is None:
             continue
         fit = fitter.fit(photo, face, stages=plan(args))
-        size = np.sqrt(np.prod(np.ptp(truth, axis=0)))
-        error = lambda p: 100 * np.nanmean(np.linalg.norm(p - truth, axis=1)) / size  # noqa: B023, E731
-        inner = lambda p: 100 * np.nanmean(np.linalg.norm(p - truth, axis=1)[17:]) / size  # noqa: B023, E731
+        error = lambda p: np.nanmean(landmark_errors(np.asarray(p, float), truth))  # noqa: B023, E731
+        inner = lambda p: np.nanmean(landmark_errors(np.asarray(p, float), truth)[17:])  # noqa: B023, E731
         rows.append((yaw, error(fit.landmarks2d), error(face.landmarks), inner(fit.landmarks2d), inner(face.landmarks)))
         print(f"{name} yaw {yaw:5.1f} model {rows[-1][1]:6.3f} detector {rows[-1][2]:6.3f} {fit.result}")
     rows = np.array(rows)
