@@ -101,7 +101,7 @@ def _write_meshes(folder: Path, fit: Fit, arrays: Mapping[str, np.ndarray], text
 
 
 def _write_fitted_glb(path: Path, fit: Fit, texture: np.ndarray) -> None:
-    write_head_glb(path, fit.model, fit.identity, fit.expression, texture, fit.camera)
+    write_head_glb(path, fit.person, fit.identity, fit.expression, texture, fit.camera)
 
 
 def _save_png(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:

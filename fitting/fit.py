@@ -3,8 +3,9 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import equinox as eqx
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
@@ -17,7 +18,7 @@ from fitting.detection import Face, LandmarkNoise
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.observation import Photo, crop
 from fitting.parameters import FaceParameters, start_parameters
-from fitting.schedule import Problem, Stage, coarse_to_fine, run_stage, stage_terms
+from fitting.schedule import Problem, Stage, coarse_to_fine, run_segments, run_stage, stage_terms
 from fitting.solvers import Solution
 from fitting.surface_samples import SolverModel, solver_model
 from fitting.terms import AbstractTerm
@@ -75,6 +76,14 @@ class Fit:
     problem: Problem | None = dataclasses.field(default=None, repr=False)
     parameters: FaceParameters | None = dataclasses.field(default=None, repr=False)
     stage: Stage | None = None
+    correction: Float[np.ndarray, "vertex 3"] | None = dataclasses.field(default=None, repr=False)  # of the neutral, mm
+
+    @property
+    def person(self) -> MorphableModel:
+        """The model as this fit leaves it for this person: its mean moved by what no coefficient says."""
+        if self.correction is None:
+            return self.model
+        return eqx.tree_at(lambda m: m.shape.mean, self.model, self.model.shape.mean + self.correction)
 
     def terms(self) -> dict[str, AbstractTerm]:
         """The energy terms of the last stage, about the fitted face; those the stage leaves out weigh nothing."""
@@ -84,7 +93,7 @@ class Fit:
         return stage_terms(self.problem, self.parameters, row)[0]
 
     def _vertices(self, expression) -> Float[np.ndarray, "vertex 3"]:
-        return np.asarray(self.model.vertices(jnp.asarray(self.identity), jnp.asarray(expression)))
+        return np.asarray(self.person.vertices(jnp.asarray(self.identity), jnp.asarray(expression)))
 
     @property
     def vertices(self) -> Float[np.ndarray, "vertex 3"]:
@@ -114,7 +123,7 @@ class Fit:
     @property
     def mesh(self) -> Mesh:
         """The head with expression, before pose, with the model's albedo."""
-        return self.model.instance(jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo))
+        return self.person.instance(jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo))
 
 
 Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
@@ -138,12 +147,12 @@ class Fitter:
         mask: Bool[np.ndarray, "height width"] | None = None,
         progress: Progress | None = None,
         start: FaceParameters | None = None,
-        terms: Callable[[Problem], dict[str, AbstractTerm]] | None = None,
+        terms: Mapping[str, AbstractTerm] | Callable[[Problem], Mapping[str, AbstractTerm]] | None = None,
     ) -> Fit:
         """Fit one face of a photo. `mask` is true where the photo may be used; `focal_px` is in photo pixels.
 
-        `start` resumes from the `parameters` of an earlier fit of this face. `terms` gives more energy terms, by names
-        that stages can leave out; it is shown the problem, whose pixels are those of the crop.
+        `start` resumes from the `parameters` of an earlier fit of this face. `terms` are more energy terms, by names
+        that stages can leave out, or a function that makes them from the problem, whose pixels are those of the crop.
 
         Raises LandmarkFitError where the landmarks give no pose; everything later is reported in `Fit.result`.
         """
@@ -153,16 +162,19 @@ class Fitter:
             raise ValueError("fit: got an empty plan, expected at least one stage; see coarse_to_fine().")
         problem, first, box = self.problem(photo, face, focal_px, mask)
         if terms is not None:
-            problem = dataclasses.replace(problem, extra=terms(problem))
+            problem = dataclasses.replace(problem, extra=dict(terms(problem) if callable(terms) else terms))
         parameters = first if start is None else start
         for stage in stages:
             stage.row(problem)  # a mistake in the last stage shows before the first has run
         ready = time.perf_counter()
-        records, solution = [], None
+        records, solution, last, correction = [], None, stages[0], None
         # LAPACK's own threads spin between the small factorisations and take the cores that XLA needs.
         with threadpool_limits(1, user_api="blas"):
             for number, stage in enumerate(stages):
-                solution = run_stage(problem, parameters, stage)
+                if stage.segments is not None:
+                    correction = np.asarray(run_segments(problem, parameters, stage).correction(self.model))
+                    continue
+                solution, last = run_stage(problem, parameters, stage), stage
                 finite = bool(solution.finite)
                 records.append(_record(stage, solution))
                 if progress is not None:
@@ -170,7 +182,8 @@ class Fitter:
                 if not finite:
                     break
                 parameters = solution.face
-        assert solution is not None  # there is at least one stage
+        if solution is None:
+            raise ValueError("fit: got a plan of segments alone, expected a stage of the whole face before them.")
         done = time.perf_counter()
         fit = self._report(
             photo,
@@ -181,7 +194,7 @@ class Fitter:
             records,
             {"prepare": ready - began, "solve": done - ready},
         )
-        return dataclasses.replace(fit, problem=problem, parameters=parameters, stage=stages[len(records) - 1])
+        return dataclasses.replace(fit, problem=problem, parameters=parameters, stage=last, correction=correction)
 
     def problem(self, photo: Photo, face: Face, focal_px=None, mask=None):
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""

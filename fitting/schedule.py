@@ -20,6 +20,7 @@ from fitting.energies import (
 )
 from fitting.parameters import FaceParameters, Layout
 from fitting.photometric import sample_weights
+from fitting.segments import Segmented, refine_segments
 from fitting.solvers import AbstractSolver, Solution, levenberg_marquardt, solve
 from fitting.surface_samples import BLOCK, PointBasis, SolverModel
 from fitting.terms import AbstractTerm, WeightedTerm, linearise_all
@@ -48,6 +49,7 @@ class Stage:
     noise: float = 1.0  # factor on the deviations of all observations, against those of the priors
     relight: bool = False  # start from the closed-form light for the present shape and albedo
     tolerance: float = 1e-4  # a step that lowers the energy by less than this share is the last
+    segments: float | None = None  # refine each segment alone, its coefficients this far from the whole face's
     solver: AbstractSolver | None = (
         None  # None for the compiled Levenberg-Marquardt, to which steps and tolerance belong
     )
@@ -246,6 +248,15 @@ def run_stage(problem: Problem, face: FaceParameters, stage: Stage) -> Solution:
     terms, face = stage_terms(problem, face, row)
     counting: Mapping[str, AbstractTerm] = {n: t for n, t in terms.items() if n not in stage.without}
     return solve(counting, face, row.free, stage.solver)
+
+
+def run_segments(problem: Problem, face: FaceParameters, stage: Stage) -> Segmented:
+    """Run a stage that refines the segments of a face alone; the face itself stays."""
+    if stage.segments is None or not stage.segments > 0:
+        raise ValueError(f"stage {stage.name!r}: got segments={stage.segments}, expected a positive deviation.")
+    row = stage.row(problem)
+    terms, face = stage_terms(problem, face, row)
+    return refine_segments(problem, face, row, terms, jnp.asarray(stage.segments, jnp.float32))
 
 
 def visible_samples(problem: Problem, face: FaceParameters) -> Float[Array, "block point"]:

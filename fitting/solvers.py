@@ -7,6 +7,7 @@ every term as they go.
 
 import abc
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,27 @@ def solve(
         )
     solver = LevenbergMarquardt() if solver is None else solver
     return solver.run(dict(terms), start, mask, watch)
+
+
+class Trace:
+    """A `watch` that remembers: when each row of the history was made, and its energies."""
+
+    def __init__(self):
+        self.steps: list[int] = []
+        self.seconds: list[float] = []  # since the trace was made
+        self.energies: list[dict[str, float]] = []
+        self._began = time.perf_counter()
+
+    def __call__(self, step: int, energies: dict[str, float], face: FaceParameters) -> None:
+        del face
+        self.steps.append(step)
+        self.seconds.append(time.perf_counter() - self._began)
+        self.energies.append(energies)
+
+    @property
+    def totals(self) -> list[float]:
+        """The sum of the energies at each row."""
+        return [sum(row.values()) for row in self.energies]
 
 
 class AbstractSolver(eqx.Module):

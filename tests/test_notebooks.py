@@ -21,8 +21,14 @@ def _code(path: Path) -> ast.Module:
     return ast.parse("\n".join(cell.source for cell in _cells(path, "code")))
 
 
+def _is_short_term(node: ast.stmt) -> bool:
+    bases = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
+    return bases == ["AbstractResidualTerm"] and len(ast.unparse(node).splitlines()) <= 12
+
+
 def test_there_are_notebooks():
-    assert {"01_a_face_from_numbers", "02_light_and_camera", "03_fit_one_photo"} <= {path.stem for path in NOTEBOOKS}
+    expected = {"01_a_face_from_numbers", "02_light_and_camera", "03_fit_one_photo", "04_design_your_own_fit"}
+    assert expected <= {path.stem for path in NOTEBOOKS}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -44,10 +50,12 @@ class TestNotebook:
             assert cell.outputs == [] and cell.execution_count is None
 
     def test_is_short_and_defines_no_algorithm(self, path):
+        """What a reader is to write himself, an energy term of ten lines, is the one thing that may be defined."""
         lines = [line for cell in _cells(path, "code") for line in cell.source.splitlines() if line.strip()]
         assert 0 < len(lines) <= MOST_CODE_LINES
         definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-        found = [ast.unparse(node)[:60] for node in ast.walk(_code(path)) if isinstance(node, definitions)]
+        statements = [node for node in _code(path).body if not _is_short_term(node)]
+        found = [ast.unparse(n)[:60] for s in statements for n in ast.walk(s) if isinstance(n, definitions)]
         assert not found
 
     def test_explains_every_piece_of_code(self, path):
