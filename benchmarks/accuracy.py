@@ -29,7 +29,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--view", default="y+00")
-    parser.add_argument("--true-landmarks", action="store_true", help="use the ground truth's points, 2 mm noise")
+    parser.add_argument("--true-landmarks", type=int, metavar="SEED", help="the truth's visible points + 1 px of noise")
+    parser.add_argument("--expressions", action="store_true", help="the photos eK_*.jpg, scored with their expression")
     parser.add_argument("--detections", type=Path, help="npz that keeps detections between runs")
     parser.add_argument("--settings", default="{}", help="JSON that overrides fitting.fit.Settings")
     parser.add_argument("--stages", type=int, help="run only the first stages of the plan")
@@ -57,14 +58,15 @@ class Detections:
         if key not in self.known:
             try:
                 face = detect_faces(photo)[0]
-                self.known[key] = np.concatenate([np.reshape(face.box, (2, 2)), face.landmarks])
+                self.known[key] = np.concatenate([np.reshape(face.box, (2, 2)), face.landmarks, [[face.spread, 0]]])
             except ValueError as error:
                 print(key, error)
-                self.known[key] = np.full((70, 2), np.nan)
+                self.known[key] = np.full((71, 2), np.nan)
         stored = self.known[key]
         if np.isnan(stored[:2]).any():
             return None
-        return Face(tuple(float(v) for v in stored[:2].ravel()), stored[2:], "dlib-hog", 1.0, LANDMARK_NOISE["dlib"])
+        box = tuple(float(v) for v in stored[:2].ravel())
+        return Face(box, stored[2:70], "dlib-hog", 1.0, LANDMARK_NOISE["dlib"], spread=float(stored[70, 0]))
 
     def save(self):
         if self.path is not None:
@@ -84,35 +86,40 @@ def subjects(fitter, args, detections):
     for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
         truth = folder / "gt.npz"
         gt = np.load(truth)
-        index = list(gt["names"]).index(args.view)
-        photo = read_photo(folder / f"{args.view}.jpg")
-        if args.true_landmarks:
-            points = np.where(gt["lmk_vis"][index][:, None] > 0, gt["lmk2d"][index], np.nan)
-            face = Face.from_landmarks(points)
-        else:
-            face = detections(f"{folder.name}|{args.view}", photo)
-        if face is None:
-            continue
-        began = time.perf_counter()
-        fit = fitter.fit(photo, face, stages=plan(args))
-        seconds.append(time.perf_counter() - began)
-        scan = read_scan(truth, mask="face_mask_core")
-        mesh = FaceMesh(fit.neutral_vertices.astype(float), mean.triangles, fit.neutral_landmarks3d.astype(float))
-        fitted, own = scan_to_mesh(scan, mesh), scan_to_mesh(scan, mean)
-        rows.append((fitted.median, own.median, fitted.landmarks51, own.landmarks51))
-        true_focal = gt["K"][index][0, 0]
-        print(
-            f"{folder.name} fit {rows[-1][0]:.3f} mean face {rows[-1][1]:.3f} mm | 51 landmarks {rows[-1][2]:.2f} "
-            f"({rows[-1][3]:.2f}) | {fit.result}, |identity| {np.linalg.norm(fit.identity):.1f}, max expression "
-            f"{fit.expression.max():.2f}, focal {float(fit.camera.focal[0]):.0f} (true {true_focal:.0f})",
-            flush=True,
-        )
+        for view in [str(v) for v in gt["names"] if v.startswith("e")] if args.expressions else [args.view]:
+            index = list(gt["names"]).index(view)
+            photo = read_photo(folder / f"{view}.jpg")
+            if args.true_landmarks is None:
+                face = detections(f"{folder.name}|{view}", photo)
+            else:
+                noise = np.random.default_rng([args.true_landmarks, int(folder.name[1:]), index]).normal(size=(68, 2))
+                seen = gt["lmk_vis"][index][:, None] > 0
+                face = Face.from_landmarks(np.where(seen, gt["lmk2d"][index] + noise, np.nan))
+            if face is None:
+                continue
+            began = time.perf_counter()
+            fit = fitter.fit(photo, face, stages=plan(args))
+            seconds.append(time.perf_counter() - began)
+            expression = int(gt["verts_id"][index])
+            scan = read_scan(truth, mask="face_mask_core", expression=expression)
+            shape = (fit.vertices, fit.landmarks3d) if expression else (fit.neutral_vertices, fit.neutral_landmarks3d)
+            mesh = FaceMesh(shape[0].astype(float), mean.triangles, shape[1].astype(float))
+            fitted, own = scan_to_mesh(scan, mesh), scan_to_mesh(scan, mean)
+            rows.append((fitted.median, own.median, fitted.landmarks51, own.landmarks51))
+            true_focal = gt["K"][index][0, 0]
+            print(
+                f"{folder.name} {view} fit {rows[-1][0]:.3f} mean face {rows[-1][1]:.3f} mm, ratio "
+                f"{rows[-1][0] / rows[-1][1]:.2f} | 51 landmarks {rows[-1][2]:.2f} ({rows[-1][3]:.2f}) | {fit.result}, "
+                f"|identity| {np.linalg.norm(fit.identity):.1f}, max expression {fit.expression.max():.2f}, focal "
+                f"{float(fit.camera.focal[0]):.0f} (true {true_focal:.0f})",
+                flush=True,
+            )
     rows = np.array(rows)
+    ratio = rows[:, 0] / rows[:, 1]
     print(
-        f"pooled: fit {rows[:, 0].mean():.3f}, mean face {rows[:, 1].mean():.3f} mm, ratio "
-        f"{rows[:, 0].sum() / rows[:, 1].sum():.3f}, worse than the mean face {np.sum(rows[:, 0] > rows[:, 1])} of "
-        f"{len(rows)}; 51 landmarks {rows[:, 2].mean():.2f} ({rows[:, 3].mean():.2f}); warm fit "
-        f"{np.median(seconds) * 1e3:.0f} ms"
+        f"pooled: fit {rows[:, 0].mean():.3f}, mean face {rows[:, 1].mean():.3f} mm; {np.sum(ratio > 1)} of "
+        f"{len(rows)} worse than the mean face, at most by {ratio.max():.2f}; 51 landmarks {rows[:, 2].mean():.2f} "
+        f"({rows[:, 3].mean():.2f}); warm fit {np.median(seconds) * 1e3:.0f} ms"
     )
 
 

@@ -8,6 +8,7 @@ scan's visible narrow face to the model's surface, true millimetres.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -31,20 +32,36 @@ def main():
     parser.add_argument("--shared", type=Path, required=True)
     parser.add_argument("--components", type=int, default=100)
     args = parser.parse_args()
-    spec = importlib.util.spec_from_file_location("eval_mesh", args.shared / "eval" / "eval_mesh.py")
-    scorer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scorer)
+    scorer = load_scorer(args.shared)
     model = morphable.load()
     rows = []
     for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
         gt = np.load(folder / "gt.npz")
-        rows.append(register(model, gt, scorer, args.components))
+        rows.append(register(model, gt, scorer, args.components).distances)
         print(f"{folder.name} mean {rows[-1][0]:.3f} median {rows[-1][1]:.3f} p95 {rows[-1][2]:.2f} mm", flush=True)
     rows = np.mean(rows, axis=0)
     print(f"all: mean {rows[0]:.3f} median {rows[1]:.3f} p95 {rows[2]:.2f} mm with {args.components} components")
 
 
-def register(model, gt, scorer, components):
+def load_scorer(shared):
+    spec = importlib.util.spec_from_file_location("eval_mesh", shared / "eval" / "eval_mesh.py")
+    scorer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scorer)
+    return scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Registration:
+    """Where the model ended: `scale * vertices @ rotation.T + offset` lies on the target."""
+
+    coefficients: np.ndarray
+    scale: float
+    rotation: np.ndarray
+    offset: np.ndarray
+    distances: tuple[float, float, float]  # mean, median and 95th percentile, mm
+
+
+def register(model, gt, scorer, components) -> Registration:
     target, triangles = gt["verts"].astype(float), gt["tris"]
     narrow = gt["face_mask_narrow"] & gt["face_mask"]
     scan, scan_normals = target[narrow], np.asarray(vertex_normals(target, triangles))[narrow]
@@ -103,7 +120,8 @@ def register(model, gt, scorer, components):
         coefficients = coefficients + step[7:]
     final = scorer.Surface(scale * (mean + modes @ coefficients) @ rotation.T + offset, faces)
     distance = final.query(target[narrow])[0]
-    return distance.mean(), np.median(distance), np.quantile(distance, 0.95)
+    distances = (distance.mean(), np.median(distance), np.quantile(distance, 0.95))
+    return Registration(coefficients, scale, rotation, offset, distances)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@ Exit codes: 0 success, 1 the fit failed (what was computed is written all the sa
 """
 
 import contextlib
+import functools
 import logging
 import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -18,6 +19,7 @@ SUCCESS, FIT_FAILED, BAD_INPUT = 0, 1, 2
 
 app = tyro.extras.SubcommandApp()
 model_app = tyro.extras.SubcommandApp()
+evaluate_app = tyro.extras.SubcommandApp()
 
 
 class UsageError(ValueError):
@@ -35,6 +37,7 @@ def fit(
     mask: Path | None = None,
     focal_px: float | None = None,
     all_faces: bool = False,
+    report: bool = False,
 ) -> int:
     """Fit the head model to one photo and write a riggable, textured head.
 
@@ -52,6 +55,7 @@ def fit(
         mask: Image of the photo's size: white where the photo may be used, black over hands, glasses, hair.
         focal_px: Focal length in pixels of the photo, where known.
         all_faces: Fit every detected face, largest first, into OUT/face_0, OUT/face_1, ...
+        report: Write report.html too: what the fit found, how it came there, which term moved which vertex.
     """
     began = time.perf_counter()
     from rich.console import Console
@@ -108,7 +112,7 @@ def fit(
             }
             elapsed = time.perf_counter() - began
             detection = {"box": face.box, "truncated": face.truncated, "seconds_before_writing": elapsed}
-            save_results(target, result, picture, allowed, options, detection)
+            save_results(target, result, picture, allowed, options, detection, report=report)
         if result.result == "failed":
             failed = True
             console.print(f"[red]the fit failed[/red]: {result.reason}. Try --box, --landmarks or a larger image.")
@@ -116,6 +120,69 @@ def fit(
             console.print(f"[green]{result.result}[/green]; see {target / 'overlay.png'} and {target / 'head.glb'}")
     console.print(f"{time.perf_counter() - began:.1f} s")
     return FIT_FAILED if failed else SUCCESS
+
+
+@app.command(name="synthesize")
+def synthesize(
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    model: Path | None = None,
+    count: int = 1,
+    seed: int = 0,
+    size: int = 512,
+    yaw: float = 40.0,
+    expression: float = 1.0,
+    off_centre: float = 0.0,
+    occluders: bool = False,
+    clean: bool = False,
+) -> int:
+    """Make photos whose truth is known: random people, cameras, lights and backgrounds, rendered from a model.
+
+    OUT receives photo_0000.png, its landmarks photo_0000.landmarks.npy (for fit --landmarks), its truth
+    photo_0000.npz (parameters, camera, vertices, masks; see docs/synthesis.md), ..., and all of them in synthesize.png.
+
+    Args:
+        out: Folder for the photos; made if missing, written only when everything succeeded.
+        model: A model file. Default: the head that ships with facefit.
+        count: How many photos.
+        seed: Of the first photo; the next ones have the next seeds. The same seed gives the same photo.
+        size: Side of the square photos in pixels.
+        yaw: Heads are turned by up to so many degrees to either side.
+        expression: Factor on the expressions: 1 as drawn, 0 for neutral faces.
+        off_centre: How far, in sizes of the photo, the camera's axis may lie from its middle, as after a crop.
+        occluders: Cover a part of each face: a hand, sunglasses, a scarf or a patch.
+        clean: A perfect camera: no noise, no blur, no JPEG compression.
+    """
+    import dataclasses
+
+    from PIL import Image
+
+    import morphable
+    from fitting.compilation import enable_cache
+    from fitting.output import check_writable, output_folder
+    from fitting.synthesis import SynthesisSettings, contact_sheet, save_photo
+    from fitting.synthesis import synthesize as make
+
+    if count < 1:
+        raise UsageError(f"--count: got {count}, expected at least 1.")
+    if not 0 <= seed <= 2**32 - count:
+        raise UsageError(f"--seed: got {seed}, expected 0 to {2**32 - count}.")
+    settings = SynthesisSettings.clean() if clean else SynthesisSettings()
+    settings = dataclasses.replace(
+        settings, size=size, yaw=yaw, expression=expression, off_centre=off_centre, occluded=float(occluders)
+    )
+    check_writable(out)
+    enable_cache()
+    m = morphable.load(model)
+    with output_folder(out) as folder:
+        shown = []
+        for number in range(count):
+            synthetic = make(m, seed + number, settings)
+            save_photo(folder, f"photo_{number:04d}", synthetic)
+            if number < 60:  # a sheet of more would not be looked at
+                shown.append(synthetic)
+        Image.fromarray(contact_sheet(shown)).save(folder / "synthesize.png")
+    print(f"{count} photo(s) in {out}; see {out / 'synthesize.png'}")
+    return SUCCESS
 
 
 @model_app.command(name="info")
@@ -195,6 +262,170 @@ def sample(
 
 
 app.command(model_app, name="model", help="Look at a morphable model: info, sample.")
+
+
+@evaluate_app.command(name="mesh")
+def evaluate_mesh(
+    pred: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PRED...")],
+    /,
+    scan: tuple[Path, ...],
+    landmarks: tuple[Path, ...] = (),
+    scan_landmarks: tuple[Path, ...] = (),
+    expression: int = 0,
+    mask: str | None = None,
+    crop: Literal["now", "stirling", "none"] | None = None,
+    align: Literal["icp", "landmarks"] = "icp",
+    regions: str | None = None,
+    unit: Literal["mm", "cm", "m"] = "mm",
+    model: Path | None = None,
+    every_triangle: bool = False,
+    json: Path | None = None,
+) -> int:
+    """Distance of scans to fitted heads (NoW, Stirling, REALY's regions), with the mean face beside it.
+
+    PRED is a folder that `facefit fit` wrote, a folder of such folders, or an .npz, .obj or .ply mesh.
+
+    Args:
+        pred: What to score: one or more, or a folder of them.
+        scan: Ground truth in mm (.npz, .obj, .ply): as many as PRED, or a folder in which each subject finds its own.
+        landmarks: 68 or 7 3D points (.npy, .json, text) on each PRED that is a plain mesh. Default: the .npy beside it.
+        scan_landmarks: The same for each scan that is a plain mesh.
+        expression: Score against the scan's expression mesh of this number, from 1; 0 is neutral.
+        mask: Which of the scan's masks says what counts. Default: face_mask where there is one.
+        crop: Of it, count what is within NoW's or Stirling's radius. Default: none; now, for a scan without a mask.
+        align: By landmarks and ICP as NoW does, or by landmarks alone as FG2018 does.
+        regions: Score nose, mouth, forehead and cheek too: "landmarks" draws them, or an .npz (or folder) of masks.
+        unit: Of plain meshes; a fit is in mm.
+        model: The model of the fits and of the mean face. Default: the head that ships with facefit.
+        every_triangle: Count the mouth's inside, sockets, eyes and teeth of a fit too, not the visible skin alone.
+        json: Write the figures as one flat object.
+    """
+    import morphable
+    from fitting.evaluation import NOW_CROP, STIRLING_CROP, face_regions, mean_face
+    from fitting.ground_truth import paired, read_prediction, read_regions, read_scan
+    from fitting.score_report import mesh_report
+
+    pairs = paired(pred, scan)
+    for name, files in (("--landmarks", landmarks), ("--scan-landmarks", scan_landmarks)):
+        if files and len(files) != len(pairs):
+            raise UsageError(f"{name}: got {len(files)} file(s), expected one for each of the {len(pairs)} pair(s).")
+    factor = {None: None, "now": NOW_CROP, "stirling": STIRLING_CROP, "none": math.inf}[crop]
+    head = morphable.load(model)
+    scored = []
+    for index, (predicted, truth) in enumerate(pairs):
+        marks = landmarks[index] if landmarks else None
+        mesh = read_prediction(predicted, head, marks, expression > 0, every_triangle, unit)
+        marks = scan_landmarks[index] if scan_landmarks else None
+        scored.append((read_scan(truth, marks, expression, mask, factor), mesh))
+    chosen = None
+    if regions is not None:
+        chosen = face_regions if regions == "landmarks" else functools.partial(read_regions, Path(regions))
+    return _print_report(mesh_report(scored, mean_face(head, every_triangle), align == "icp", chosen), json)
+
+
+@evaluate_app.command(name="landmarks")
+def evaluate_landmarks(
+    pred: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PRED")],
+    /,
+    truth: Path,
+    key: str = "pts68_2d",
+    normaliser: Literal["bbox", "interocular", "interpupil"] = "bbox",
+    model: Path | None = None,
+    json: Path | None = None,
+) -> int:
+    """Landmark error by yaw (AFLW2000-3D), in both averages, with the mean face beside it.
+
+    Args:
+        pred: An .npz with a (68, 2) array for each image, by its name without extension; or a folder of fits so named.
+        truth: An .npz with names, yaw_deg and the true points.
+        key: The true points' name in it.
+        normaliser: What errors are divided by: sqrt(width x height) of the true box, or an eye distance.
+        model: The model of the mean face. Default: the head that ships with facefit.
+        json: Write the figures as one flat object.
+    """
+    import morphable
+    from fitting.evaluation import mean_face
+    from fitting.ground_truth import read_landmark_predictions, read_landmark_truth
+    from fitting.score_report import landmark_report
+
+    names, points, yaw = read_landmark_truth(truth, key)
+    predictions = read_landmark_predictions(pred)
+    mean = mean_face(morphable.load(model)).landmarks
+    return _print_report(landmark_report(predictions, names, points, yaw, mean, normaliser), json)
+
+
+@evaluate_app.command(name="truth")
+def evaluate_truth(
+    pred: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FIT...")],
+    /,
+    truth: tuple[Path, ...],
+    model: Path | None = None,
+    json: Path | None = None,
+) -> int:
+    """Error of fits of synthetic faces, vertex by vertex, with the mean face beside it.
+
+    Args:
+        pred: Folders that `facefit fit` wrote, or a folder of such folders.
+        truth: What `facefit synthesize` wrote: an .npz for each fit, or their folder.
+        model: The model of both. Default: the head that ships with facefit.
+        json: Write the figures as one flat object.
+    """
+    import morphable
+    from fitting.evaluation import counted_vertices, mean_face
+    from fitting.ground_truth import paired, read_fit, read_truth, subject_name
+    from fitting.score_report import correspondence_report
+
+    pairs = paired(pred, truth, "truth", ("truth",))
+    head = morphable.load(model)
+    read = [(subject_name(a), read_fit(a, head), read_truth(b, head)) for a, b in pairs]
+    return _print_report(correspondence_report(read, counted_vertices(head), mean_face(head).vertices), json)
+
+
+@evaluate_app.command(name="image")
+def evaluate_image(
+    pred: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FIT")],
+    photo: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO")],
+    /,
+    region: str = "face",
+    mask: Path | None = None,
+    model: Path | None = None,
+    json: Path | None = None,
+) -> int:
+    """PSNR and SSIM of a fit's rendering under the mask of the rendered pixels, with the mean face beside it.
+
+    Args:
+        pred: Folder that `facefit fit` wrote.
+        photo: The photo that was fitted.
+        region: A mask of the model that says which pixels count, or skin, or all.
+        mask: Image of the photo's size, as for `facefit fit`: black over hair, hands and glasses, which do not count.
+        model: The fit's model. Default: the head that ships with facefit.
+        json: Write the figures as one flat object.
+    """
+    import morphable
+    from fitting.compilation import enable_cache
+    from fitting.ground_truth import read_fit
+    from fitting.observation import read_mask, read_photo
+    from fitting.score_report import image_report
+
+    picture = read_photo(photo)
+    usable = None if mask is None else read_mask(mask, picture)
+    enable_cache()
+    head = morphable.load(model)
+    rendered = pred / "render.png" if pred.is_dir() else pred.parent / "render.png"
+    textured = read_photo(rendered) if rendered.exists() else None
+    return _print_report(image_report(read_fit(pred, head), picture, head, region, textured, usable), json)
+
+
+def _print_report(report, json: Path | None) -> int:
+    from fitting.score_report import write_json
+
+    print(report.text)
+    if json is not None:
+        write_json(json, report.numbers)
+    return SUCCESS
+
+
+app.command(evaluate_app, name="evaluate", help="Score results: mesh, landmarks, truth, image.")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -14,14 +14,16 @@ from scipy.ndimage import gaussian_filter
 from threadpoolctl import threadpool_limits
 
 import fitting.compilation as compilation
-from fitting.detection import Face, LandmarkNoise
-from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
+from fitting.detection import UNSURE_SPREAD, Face, LandmarkNoise
+from fitting.landmark_conventions import shared_errors
+from fitting.landmark_start import LandmarkFitError, pose_hypotheses, weak_perspective_pose
 from fitting.observation import Photo, crop
 from fitting.parameters import FaceParameters, start_parameters
-from fitting.schedule import Problem, Stage, coarse_to_fine, run_segments, run_stage, stage_terms
+from fitting.schedule import Problem, Stage, coarse_to_fine, run_hypotheses, run_segments, run_stage, stage_terms
 from fitting.solvers import Solution
 from fitting.surface_samples import SolverModel, solver_model
 from fitting.terms import AbstractTerm
+from morphable.landmarks import INNER
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
 from renderer.camera import Pinhole
@@ -38,7 +40,8 @@ class Settings:
     blur_px: tuple[float, ...] = (3.0, 1.5)  # of the pyramid's levels, in pixels of the crop
     skin_blocks: int = 8  # of 512 skin samples that are prepared
     jaw_along_mm: float = 15.0  # how freely jaw points slide
-    expression_sigma: float = 0.25  # of blendshape weights
+    expression_sigma: float = 0.15  # of blendshape weights near 0 ...
+    expression_cutoff: float = 0.5  # ... beyond so many deviations the cost is linear: most units rest, a few move far
     photometric_sigma: float = 0.4  # for 2000 samples
     photometric_cutoff: float = 0.1  # residuals beyond it count as outliers
     saturation: float = 0.93  # pixels brighter than this say nothing
@@ -51,6 +54,9 @@ class Settings:
     failed_mm: float = 12.0  # median error of the inner landmarks above which a fit has failed
     offset_sigma: float = 0.05  # of the colour offset, linear RGB
     failed_sigma: float = 2.0  # rms of the identity's coefficients above which no person looks so
+    failed_doubt: float = 1.33  # spread over UNSURE_SPREAD, times the root of misfit over usual_energy; see _doubt
+    usual_energy: float = 15.0  # landmarks, jaw, identity and expression together, of a good fit to dlib's points
+    restart_energy: float = 0.75  # the same energy for each landmark, above which other starts are tried
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +127,17 @@ class Fit:
         return np.asarray(self.camera.project(jnp.asarray(self.landmarks3d)))
 
     @property
+    def misfit(self) -> float:
+        """What the landmarks cost: the energy left in them, and spent on a face that is unlike the mean."""
+        return sum(self.energies.get(name, 0.0) for name in GEOMETRY)
+
+    @property
     def mesh(self) -> Mesh:
         """The head with expression, before pose, with the model's albedo."""
         return self.person.instance(jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo))
 
+
+GEOMETRY = ("landmarks", "jaw", "identity", "expression")  # terms that tell whether landmarks make a face
 
 Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
 
@@ -182,6 +195,12 @@ class Fitter:
                 if not finite:
                     break
                 parameters = solution.face
+                following = stages[number + 1] if number + 1 < len(stages) else None
+                if not stage.photometric and (following is None or following.photometric) and start is None:
+                    better = self._restart(problem, first, face, box, stages[: number + 1], solution)
+                    if better is not None:
+                        solution, parameters = better, better.face
+                        records.append(_record(dataclasses.replace(stage, name="other starts"), better))
         if solution is None:
             raise ValueError("fit: got a plan of segments alone, expected a stage of the whole face before them.")
         done = time.perf_counter()
@@ -244,6 +263,7 @@ class Fitter:
         along = np.where(known[:17], max(s.jaw_along_mm, noise.jaw_mm) * scale, np.inf)
         local = (np.where(known[:, None], points, 0.0) - box[:2]) * zoom
         single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+        shared = shared_errors(np.asarray(self.solver_model.landmarks.mean)[INNER]) * noise.annotated
         problem = Problem(
             self.solver_model,
             single(pyramid),
@@ -251,12 +271,14 @@ class Fitter:
             single(local),
             single(sigma_px),
             single(along),
+            single(shared),
             single(centre),
             single([log_focal]),
             single([sigma]),
             single(distance),
             single(distance_sigma),
             single(s.expression_sigma),
+            single(s.expression_cutoff),
             single(s.offset_sigma),
             single(s.photometric_sigma),
             single(s.photometric_cutoff),
@@ -269,6 +291,32 @@ class Fitter:
         )
         first = dataclasses.replace(first, pose=pose, log_focal=single(log_focal_start))
         return problem, first, box
+
+    def _restart(self, problem: Problem, first: FaceParameters, face: Face, box, stages, solution: Solution):
+        """The solution from other poses and the mean face, where the first one's energy is bad and theirs is less."""
+        energies = solution.by_term(np.asarray(solution.energies))
+        misfit = sum(energies.get(name, 0.0) for name in GEOMETRY)
+        known = np.isfinite(face.landmarks).all(axis=1).sum()
+        if bool(solution.finite) and misfit < self.settings.restart_energy * known:
+            return None
+        mean = np.asarray(self.solver_model.landmarks.mean)
+        zoom = self.settings.image_size / box[2]
+        focal, centre = float(jnp.exp(first.log_focal)), np.asarray(problem.centre)
+        poses = []
+        for rotation, scale, origin in pose_hypotheses(mean, np.asarray(face.landmarks, float)):
+            offset = (origin - box[:2]) * zoom - centre
+            where = np.r_[offset / (scale * zoom), focal / (scale * zoom)]
+            poses.append((rotation, where))
+        if not poses:
+            return None
+        rotations, places = (jnp.asarray(np.stack(x), jnp.float32) for x in zip(*poses, strict=True))
+        pose = jaxlie.SE3.from_rotation_and_translation(jaxlie.SO3.from_matrix(rotations), places)
+        rows = tuple(stage.row(problem) for stage in stages if stage.segments is None)
+        best = run_hypotheses(problem, first, pose, rows)
+        if not bool(best.finite):
+            return None
+        lower = float(jnp.sum(best.energies)) < sum(energies[name] for name in best.names)
+        return best if lower or not bool(solution.finite) else None
 
     def _crop_box(self, points) -> np.ndarray:
         low, high = points.min(axis=0), points.max(axis=0)
@@ -305,7 +353,8 @@ class Fitter:
             settings=self.settings,
             hessian=None if solution.hessian is None else np.asarray(solution.hessian),
         )
-        reason = self._failure(fit, bool(solution.finite), float(parameters.pose.translation()[2]), focal)
+        finite, depth = bool(solution.finite), float(parameters.pose.translation()[2])
+        reason = self._failure(fit, finite, depth, focal) or self._doubt(fit, face.spread)
         return dataclasses.replace(fit, result="failed", reason=reason) if reason else fit
 
     def _failure(self, fit: Fit, finite: bool, depth: float, focal: float) -> str:
@@ -331,6 +380,22 @@ class Fitter:
                 f"(at most {self.settings.failed_mm:g} expected)"
             )
         return ""
+
+    def _doubt(self, fit: Fit, spread: float) -> str:
+        """Whether the detector's own uncertainty and the energy together say that the face is somewhere else.
+
+        Neither does alone: a detector answers a profile with a plausible frontal face, and good landmarks of an unusual
+        face cost energy. Calibrated on fits with known landmarks, see docs/detection.md.
+        """
+        s = self.settings
+        doubt = spread / UNSURE_SPREAD * float(np.sqrt(fit.misfit / s.usual_energy))
+        if not doubt > s.failed_doubt:
+            return ""
+        return (
+            f"the landmarks cannot be trusted: they move by {100 * spread:.1f} % of the face when its box moves "
+            f"(1 % is usual) and cost an energy of {fit.misfit:.0f} (some {s.usual_energy:.0f} is usual), as where the "
+            f"face is turned far to the side or covered"
+        )
 
 
 def _blurred(picture, valid, sigma):

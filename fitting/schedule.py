@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxlie
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -23,7 +24,8 @@ from fitting.photometric import sample_weights
 from fitting.segments import Segmented, refine_segments
 from fitting.solvers import AbstractSolver, Solution, levenberg_marquardt, solve
 from fitting.surface_samples import BLOCK, PointBasis, SolverModel
-from fitting.terms import AbstractTerm, WeightedTerm, linearise_all
+from fitting.terms import AbstractTerm, Huber, WeightedTerm, linearise_all
+from morphable.landmarks import INNER
 from renderer.rasterize import rasterize
 
 OBSERVATIONS = ("landmarks", "jaw", "photometric")  # and what a caller adds
@@ -116,13 +118,14 @@ class StageRow(eqx.Module):
 
 SHAPE = ("identity", "expression", "pose", "focal")
 EVERYTHING = (*SHAPE, "albedo", "light")
+ONE_VIEW = 50  # identity components that one photo can tell from its noise; more change nothing, or make it worse
 
 
 def coarse_to_fine() -> tuple[Stage, ...]:
     """The default plan: pose, landmarks, then the photo from blurred to sharp with more components and samples."""
     return (
         Stage("pose", ("pose",), 4, without=("photometric",)),
-        Stage("landmarks", SHAPE, 8, without=("photometric",)),
+        Stage("landmarks", SHAPE, 8, without=("photometric",), identity_components=ONE_VIEW),
         Stage(
             "photo, coarse",
             EVERYTHING,
@@ -134,7 +137,7 @@ def coarse_to_fine() -> tuple[Stage, ...]:
             relight=True,
             tolerance=1e-2,
         ),
-        Stage("photo, fine", EVERYTHING, 12, level=1, samples=2048, tolerance=3e-3),
+        Stage("photo, fine", EVERYTHING, 12, level=1, samples=2048, identity_components=ONE_VIEW, tolerance=3e-3),
     )
 
 
@@ -147,12 +150,14 @@ class Problem(eqx.Module):
     points_px: Float[Array, "68 2"]
     sigma_px: Float[Array, "68"]  # inf for hidden points; for jaw points, across the jaw line
     sigma_along_px: Float[Array, "17"]
+    shared_mm: Float[Array, "mode 51 3"]  # errors that inner landmarks share, one deviation each
     centre: Float[Array, "2"]  # principal point
     log_focal: Float[Array, "1"]
     log_focal_sigma: Float[Array, "1"]
     log_distance: Float[Array, ""]
     log_distance_sigma: Float[Array, ""]
     expression_sigma: Float[Array, ""]
+    expression_cutoff: Float[Array, ""]
     offset_sigma: Float[Array, ""]
     photometric_sigma: Float[Array, ""]
     photometric_cutoff: Float[Array, ""]
@@ -165,7 +170,9 @@ class Problem(eqx.Module):
         part = lambda s: PointBasis(m.landmarks.mean[s], m.landmarks.modes[s])  # noqa: E731
         units = m.free_units.shape[0]
         terms = {
-            "landmarks": LandmarkTerm(part(slice(17, 68)), self.points_px[17:], self.sigma_px[17:], self.centre),
+            "landmarks": LandmarkTerm(
+                part(INNER), self.points_px[INNER], self.sigma_px[INNER], self.centre, self.shared_mm
+            ),
             "jaw": JawTerm(
                 part(slice(0, 17)),
                 m.contour,
@@ -185,7 +192,9 @@ class Problem(eqx.Module):
                 self.centre,
             ),
             "identity": BlockPrior("identity", jnp.zeros(m.identity_rank), jnp.ones(m.identity_rank)),
-            "expression": BlockPrior("expression", jnp.zeros(units), jnp.full(units, self.expression_sigma)),
+            "expression": BlockPrior(
+                "expression", jnp.zeros(units), jnp.full(units, self.expression_sigma), Huber(self.expression_cutoff)
+            ),
             "albedo": BlockPrior("albedo", jnp.zeros(m.albedo_rank), jnp.ones(m.albedo_rank)),
             "light": BlockPrior("light", jnp.zeros(27), light_sigma()),
             "offset": BlockPrior("offset", jnp.zeros(3), jnp.full(3, self.offset_sigma)),
@@ -226,6 +235,30 @@ def prepare_stage(
 
 
 stage_terms = eqx.filter_jit(prepare_stage)
+
+
+@eqx.filter_jit
+def run_hypotheses(problem: Problem, face: FaceParameters, poses: jaxlie.SE3, rows: tuple[StageRow, ...]) -> Solution:
+    """Stages without photo from several poses at once (stacked in `poses`); the best, which costs the least.
+
+    Photometric stages would see no photo: that term is left out.
+    """
+    unseen = jnp.zeros((problem.model.skin.geometry.shape[0], BLOCK))
+
+    def one(pose: jaxlie.SE3) -> Solution:
+        at_pose, solution = dataclasses.replace(face, pose=pose), None
+        for row in rows:
+            terms = {n: t for n, t in problem.terms(row, unseen).items() if n not in ("photometric", "albedo", "light")}
+            solution = levenberg_marquardt(
+                lambda at, terms=terms: linearise_all(terms, at), at_pose, row.free, row.steps, row.tolerance
+            )
+            at_pose = solution.face
+        assert solution is not None  # there is at least one row
+        return dataclasses.replace(solution, names=tuple(sorted(terms)))
+
+    solutions = jax.vmap(one)(poses)
+    energy = jnp.where(solutions.finite, jnp.sum(solutions.energies, axis=1), jnp.inf)
+    return jax.tree.map(lambda x: x[jnp.argmin(energy)], solutions)
 
 
 @eqx.filter_jit

@@ -27,7 +27,7 @@ class PointBasis(eqx.Module):
 
 
 class SkinSamples(eqx.Module):
-    """Area-uniform samples of the visible skin in a random order, so that any number of first blocks is uniform too.
+    """Evenly spread samples of the visible skin in mirrored pairs; any number of first blocks is even, too.
 
     Rows of `geometry` are position, first tangent, second tangent (3 each); the points run last, as the solver
     streams over them.
@@ -61,7 +61,7 @@ class SolverModel(eqx.Module):
 UNSEEN_UNITS = ("eyeLook", "mouthClose", "tongueOut")
 
 
-def solver_model(model: MorphableModel, blocks: int = 8, seed: int = 0) -> SolverModel:
+def solver_model(model: MorphableModel, blocks: int = 8) -> SolverModel:
     """Gather what a fit needs from a model: `blocks` times 512 skin samples, landmarks, contour and proxy mesh."""
     mean = np.asarray(model.shape.mean, np.float64)
     modes = np.concatenate([np.asarray(model.shape.modes), np.asarray(model.expression)], axis=2)
@@ -79,7 +79,7 @@ def solver_model(model: MorphableModel, blocks: int = 8, seed: int = 0) -> Solve
 
     count = blocks * BLOCK
     triangles = np.asarray(model.triangles)
-    chosen, weights = _area_uniform(mean, triangles[_skin_triangles(model)], count, seed)
+    chosen, weights = _area_uniform(mean, triangles[_skin_triangles(model)], np.asarray(model.mirror), count)
     position, tangent_1, tangent_2 = _tangent_operators(mean, triangles, chosen, weights)
     operator = sp.vstack([position, tangent_1, tangent_2]).tocsr()
     rows = (operator @ mean).astype(np.float32).reshape(3, count, 3)
@@ -146,18 +146,47 @@ def _skin_triangles(model: MorphableModel) -> np.ndarray:
     return chosen
 
 
-def _area_uniform(mean, triangles, count, seed):
-    """`count` points by systematic sampling over the cumulated area, in a random order."""
-    a, b, c = (mean[triangles[:, k]] for k in range(3))
-    area = 0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    cumulated = np.cumsum(area)
-    rng = np.random.default_rng(seed)
-    targets = (np.arange(count) + rng.random(count)) / count * cumulated[-1]
-    which = np.minimum(np.searchsorted(cumulated, targets), len(area) - 1)
-    r1, r2 = np.sqrt(rng.random(count)), rng.random(count)
+def _area_uniform(mean, triangles, mirror, count):
+    """`count` points, evenly spread and mirrored in pairs: corners and barycentric weights.
+
+    Half of the face is walked along a space-filling curve, and points are set at the van der Corput sequence of the
+    walked area (base 2): any number of first points is spread as evenly as can be, where random points leave gaps and
+    clusters that move a face by half a millimetre. Each is followed by its mirror image, so a face has no better side.
+    """
+    centroid = mean[triangles].mean(axis=1)
+    half = triangles[centroid[:, 0] > 0]
+    half = half[np.argsort(_morton(mean[half].mean(axis=1)), kind="stable")]
+    a, b, c = (mean[half[:, k]] for k in range(3))
+    cumulated = np.cumsum(0.5 * np.linalg.norm(np.cross(b - a, c - a), axis=1))
+    index = np.arange((count + 1) // 2)
+    targets = _radical_inverse(index, 2) * cumulated[-1]
+    which = np.minimum(np.searchsorted(cumulated, targets, side="right"), len(half) - 1)
+    r1, r2 = np.sqrt(_radical_inverse(index + 1, 3)), _radical_inverse(index + 1, 5)
     weights = np.stack([1 - r1, r1 * (1 - r2), r1 * r2], axis=1)
-    order = rng.permutation(count)
-    return triangles[which][order], weights[order]
+    corners = np.stack([half[which], mirror[half[which]]], axis=1).reshape(-1, 3)
+    return corners[:count], np.repeat(weights, 2, axis=0)[:count]
+
+
+def _radical_inverse(index, base):
+    """Digits of an integer mirrored at the point (van der Corput 1935): evenly spread over [0, 1) for every prefix."""
+    value, digit = np.zeros(len(index)), 1.0
+    rest = index.copy()
+    while rest.any():
+        digit /= base
+        value += digit * (rest % base)
+        rest //= base
+    return value
+
+
+def _morton(points, bits=10):
+    """Place of each point on a Z-order curve through their box: near on the curve means near in space."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    cell = ((points - low) / np.maximum(high - low, 1e-9).max() * (2**bits - 1)).astype(np.int64)
+    code = np.zeros(len(points), np.int64)
+    for bit in range(bits):
+        for axis in range(3):
+            code |= ((cell[:, axis] >> bit) & 1) << (3 * bit + axis)
+    return code
 
 
 def _tangent_operators(mean, triangles, corners, weights):

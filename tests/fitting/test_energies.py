@@ -100,7 +100,8 @@ def terms(tiny, sampled, face, photometric):
     inner = edges.triangles[:, 1] >= 0
     ring = jnp.asarray(np.stack([np.cos(t := np.linspace(0, 2 * np.pi, 80)), np.sin(t)], axis=1), jnp.float32)
     middle = jnp.mean(where, axis=0)
-    landmark = LandmarkTerm(basis, points, sigma, CENTRE)
+    shared = jnp.asarray(np.random.default_rng(4).normal(size=(3, 68, 3)), jnp.float32)
+    landmark = LandmarkTerm(basis, points, sigma, CENTRE, shared)
     return {
         "landmarks": landmark,
         "jaw": JawTerm(part(slice(0, 17)), sampled.contour, points[:17], sigma[:17], jnp.full(17, 6.0), CENTRE),
@@ -120,7 +121,7 @@ def terms(tiny, sampled, face, photometric):
         "silhouette": SilhouetteTerm(
             surface, gaussian_filter_mask(), jnp.ones((48, 48)), jnp.array([24.0, 24.0]), jnp.array(0.3)
         ),
-        "expression": BlockPrior("expression", jnp.zeros(4), jnp.full(4, 0.25)),
+        "expression": BlockPrior("expression", jnp.zeros(4), jnp.full(4, 0.25), Huber(1.0)),
         "light": BlockPrior("light", jnp.zeros(27), jnp.full(27, 2.0)),
         "distance": DistancePrior(jnp.log(jnp.array(900.0)), jnp.array(0.3)),
         "pose": PosePrior(moved.pose, jnp.array([5.0, 5.0, 5.0, 0.1, 0.1, 0.1])),
@@ -174,6 +175,49 @@ def test_every_form_of_a_term_is_the_same_energy(name, terms, face, outside):
     np.testing.assert_allclose(model.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(folded, energy, rtol=1e-4)
     assert jnp.all(jnp.linalg.eigvalsh(model.hessian) > -1e-4 * jnp.max(jnp.diag(model.hessian)))
+
+
+def test_shared_errors_of_landmarks_are_a_covariance(terms, face):
+    """Eliminating the amplitudes of G gives the normal equations of the covariance S² + G Gᵀ."""
+    term = dataclasses.replace(terms["landmarks"], sigma_px=jnp.linspace(1.0, 3.0, 68), kernel=Huber(1e3))
+    flat = lambda x: np.asarray(x, np.float64).reshape(136, -1)  # noqa: E731
+    alone = dataclasses.replace(term, shared=None)
+    jacobian = flat(jax.jacfwd(lambda s: alone.residuals(retract(face, s)))(jnp.zeros(face.layout.size)))
+    # One deviation of each shared error, as the image shows it.
+    shaped = term.basis.positions(face.identity, face.expression)
+    seen = lambda a: project(face, shaped + jnp.tensordot(a, term.shared, 1), CENTRE) / term.sigma_px[:, None]  # noqa: E731
+    columns = flat(jax.jacfwd(seen)(jnp.zeros(3)))
+    precision = np.linalg.inv(np.eye(136) + columns @ columns.T)
+    error = flat(alone.residuals(face))
+    model = term.linearise(face)
+    expected = jacobian.T @ precision @ jacobian
+    # The elimination follows the displaced points, whose derivatives differ by their displacement over the distance.
+    np.testing.assert_allclose(model.hessian, expected, atol=0.02 * np.abs(expected).max())
+    np.testing.assert_allclose(model.energy, 0.5 * (error.T @ precision @ error).item(), rtol=0.01)
+
+
+def test_points_that_err_together_cost_one_deviation(terms, face):
+    term = terms["landmarks"]
+    shaped = term.basis.positions(face.identity, face.expression)
+    displaced = dataclasses.replace(term, points_px=project(face, shaped + term.shared[1], CENTRE))
+    alone = dataclasses.replace(displaced, shared=None)
+    np.testing.assert_allclose(displaced.amplitude(face), [0.0, 1.0, 0.0], atol=0.1)
+    assert displaced.energy(face) < 0.5 < alone.energy(face) / 10
+
+
+@pytest.mark.parametrize("yaw, outlined", [(0, slice(0, 0)), (30, slice(9, 17)), (-30, slice(0, 8))])
+def test_the_half_of_the_jaw_that_is_turned_away_shows_its_outline(terms, face, yaw, outlined):
+    """Turned to its left (positive yaw), a head hides its left half, 9-16; nodding and tilting hide neither."""
+    jaw = terms["jaw"]
+    moved = eqx.tree_at(lambda t: t.contour.mean, jaw, jaw.contour.mean + 1000.0)
+    facing = jaxlie.SO3.from_z_radians(0.6) @ jaxlie.SO3.from_x_radians(np.pi + 0.5)
+    turned = jaxlie.SE3.from_rotation_and_translation(
+        facing @ jaxlie.SO3.from_y_radians(np.radians(yaw)), jnp.array([0.0, 0.0, 1000.0])
+    )
+    chosen = moved.on_outline(dataclasses.replace(face, pose=turned)).mean
+    expected = np.zeros(17, bool)
+    expected[outlined] = True
+    np.testing.assert_array_equal(np.any(chosen != jaw.fixed.mean, axis=1), expected)
 
 
 def test_structured_hessian_is_that_of_forward_differentiation(face, photometric):
@@ -326,7 +370,9 @@ def test_a_rendered_head_explains_its_own_picture(tiny, face, softness):
     at = face.layout.block
     best = drawn_and_energy(picture, zero)[2]
     for block, size in (("pose", 0.05), ("albedo", 0.5), ("light", 0.2), ("identity", 0.5)):
-        assert drawn_and_energy(picture, zero.at[at(block)].set(size))[2] > 1.3 * best  # which outlines blended twice leave
+        assert (
+            drawn_and_energy(picture, zero.at[at(block)].set(size))[2] > 1.3 * best
+        )  # which outlines blended twice leave
 
 
 @pytest.mark.parametrize("covered", [False, True], ids=["clear", "a tenth covered"])

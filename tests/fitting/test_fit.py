@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from test_detection import MIRROR
 
-import fitting.surface_samples as surface_samples
-from fitting.detection import Face
+from fitting.detection import Face, LandmarkNoise
 from fitting.energies import INNER_LIPS, relative_term
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError
@@ -87,11 +86,12 @@ def drawn(request, head) -> Drawn:
 
 
 def test_a_drawn_head_is_recovered(fitter, head, drawn):
-    face = Face.from_landmarks(drawn.landmarks.astype(float), drawn.photo)
+    face = Face.from_landmarks(drawn.landmarks.astype(float), drawn.photo, LandmarkNoise(2.0, 2.0))
     fit = fitter.fit(drawn.photo, face)
     assert fit.result != "failed"
     error = distance(fit.landmarks2d, drawn.landmarks)
-    assert np.median(error) < 1 and np.median(error[INNER]) < 0.8  # px, of a face of 170
+    # px, of a face of 170; the jaw points of a turned head are taken for its outline, which here they are not.
+    assert np.median(error) < 1.3 and np.median(error[INNER]) < 0.8
     skin = np.asarray(head.masks["face"]) > 0.5
     shape = aligned_error(fit.vertices, drawn.vertices, skin)
     assert shape < 0.62 * aligned_error(head.mean, drawn.vertices, skin)
@@ -132,19 +132,11 @@ def test_size_of_the_photo_does_not_matter(fitter, photo, face, fitted):
     assert distance(again.landmarks2d / 2, fitted.landmarks2d).max() < 0.1
 
 
-def test_a_mirrored_photo_gives_the_mirrored_head(head, photo, face, fitted, monkeypatch):
+def test_a_mirrored_photo_gives_the_mirrored_head(head, fitter, photo, face, fitted):
     mirror, flip = np.asarray(head.mirror), np.array([-1, 1, 1])
-    # The skin is sampled at random points; other points alone move the face by half a millimetre.
-    draw = surface_samples._area_uniform
-
-    def mirrored_points(*arguments):
-        corners, weights = draw(*arguments)
-        return mirror[corners], weights
-
-    monkeypatch.setattr(surface_samples, "_area_uniform", mirrored_points)
     points = (face.landmarks * [-1, 1] + [photo.width, 0])[MIRROR]
     turned = Photo(np.ascontiguousarray(photo.pixels[:, ::-1]))
-    again = Fitter(head).fit(turned, dataclasses.replace(face, landmarks=points))
+    again = fitter.fit(turned, dataclasses.replace(face, landmarks=points))
     error = distance(again.vertices[mirror] * flip, fitted.vertices)
     asymmetry = distance(fitted.vertices[mirror] * flip, fitted.vertices)
     assert error.max() < 0.01 and asymmetry.mean() > 0.2  # mm
@@ -241,6 +233,24 @@ def test_an_energy_that_is_not_finite_is_reported(fitter, photo, face):
     fit = fitter.fit(photo, face, focal_px=float("inf"))
     assert (fit.result, fit.reason) == ("failed", "the energy is not finite")
     assert len(fit.stages) == 1  # nothing is built on it
+
+
+def test_landmarks_that_move_with_their_box_are_not_declared_a_success(fitter, photo, face, fitted):
+    assert fitted.result != "failed"
+    fit = fitter.fit(photo, dataclasses.replace(face, spread=0.06), stages=coarse_to_fine()[:2])
+    assert fit.result == "failed" and "6.0 %" in fit.reason and "energy" in fit.reason
+
+
+def test_other_starts_are_kept_only_where_their_energy_is_less(head, fitter, photo, face):
+    wrong = face.landmarks.copy()
+    at = np.random.default_rng(0).choice(68, 12, replace=False)
+    wrong[at] += 600.0
+    plan = coarse_to_fine()[:2]
+    never = Fitter(head, dataclasses.replace(fitter.settings, restart_energy=np.inf))
+    given = dataclasses.replace(face, landmarks=wrong)
+    once, several = never.fit(photo, given, stages=plan), fitter.fit(photo, given, stages=plan)
+    assert len(once.stages) == 2
+    assert sum(several.energies.values()) <= sum(once.energies.values())
 
 
 def test_an_empty_plan_is_refused(fitter, photo, face):
