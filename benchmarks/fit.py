@@ -116,13 +116,16 @@ def normal_equations(options) -> dict[str, float]:
 
     @eqx.filter_jit
     def forward(term, face):
-        weight = jnp.sqrt(term.inlier_weights(face) * 2000 / (BLOCKS * BLOCK) / term.sigma**2)
+        weight = jnp.sqrt(term.inlier_weights(face) * 2000 / (BLOCKS * BLOCK) / term.sigma**2).reshape(-1)
+        skin = term.skin
+        # All samples at once, as one would write it: (block, ..., point) to (..., block and point).
+        at_once = [
+            jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], -1)
+            for x in (skin.geometry, skin.geometry_modes, skin.albedo, skin.albedo_modes)
+        ]
 
         def residuals(step):
-            moved, skin = retract(face, step), term.skin
-            blocks = (skin.geometry, skin.geometry_modes, skin.albedo, skin.albedo_modes)
-            point = jax.vmap(lambda *b: SkinPoints(moved, term.centre, term.pyramid[0], *b).residual)(*blocks)
-            return point * weight[:, None]
+            return SkinPoints(retract(face, step), term.centre, term.pyramid[0], *at_once).residual * weight
 
         j = jax.jacfwd(residuals)(jnp.zeros(size)).reshape(-1, size)
         return j.T @ j

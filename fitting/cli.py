@@ -37,6 +37,7 @@ def fit(
     mask: Path | None = None,
     focal_px: float | None = None,
     all_faces: bool = False,
+    covered: bool = False,
     report: bool = False,
 ) -> int:
     """Fit the head model to one photo and write a riggable, textured head.
@@ -55,6 +56,7 @@ def fit(
         mask: Image of the photo's size: white where the photo may be used, black over hands, glasses, hair.
         focal_px: Focal length in pixels of the photo, where known.
         all_faces: Fit every detected face, largest first, into OUT/face_0, OUT/face_1, ...
+        covered: Something covers a part of the face, such as a hand, a scarf or sunglasses: look for it, leave it out.
         report: Write report.html too: what the fit found, how it came there, which term moved which vertex.
     """
     began = time.perf_counter()
@@ -78,6 +80,7 @@ def fit(
     from fitting.export import save_results
     from fitting.fit import Fitter
     from fitting.observation import read_landmarks, read_mask, read_photo
+    from fitting.schedule import coarse_to_fine
 
     with _stage(console, "reading the photo"):
         picture = read_photo(photo)
@@ -101,7 +104,13 @@ def fit(
         target = out / f"face_{index}" if all_faces else out
         if len(faces) > 1:
             console.print(f"face {index}:")
-        result = fitter.fit(picture, face, focal_px=focal_px, mask=allowed, progress=_Progress(console))
+        plan = coarse_to_fine(label=covered)
+        result = fitter.fit(picture, face, plan, focal_px, allowed, _Progress(console))
+        if covered and result.labels is not None:
+            share = 100 * result.labels.outlier_share
+            console.print(
+                f"  {share:.0f} % of the face is covered" if result.labels.found else "  nothing covers the face"
+            )
         with _stage(console, f"writing {target}"):
             options = {
                 "photo": str(photo),

@@ -6,13 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 
 from fitting.fit import Fit
 from fitting.parameters import FaceParameters
 from fitting.photometric import PhotometricTerm, SkinPoints
 from fitting.schedule import OBSERVATIONS
-from fitting.terms import AbstractTerm, Quadratic
+from fitting.terms import Quadratic, WeightedTerm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ def sample_report(fit: Fit) -> SampleReport:
     skin, blocks = term.skin, int(term.blocks)
     data = (skin.geometry, skin.geometry_modes, skin.albedo, skin.albedo_modes)
     image = term.pyramid[int(term.level)]
-    face = fit.parameters
+    _, face, _ = fit.inside
 
     @jax.jit
     def look(face):
@@ -51,6 +51,7 @@ def sample_report(fit: Fit) -> SampleReport:
 
 def _photometric(fit: Fit) -> PhotometricTerm:
     term = fit.terms()["photometric"].term
+    assert isinstance(term, PhotometricTerm)  # as Problem.terms made it
     if int(term.blocks) == 0:
         raise ValueError(
             "sample_report: the last stage of this fit left out the photometric term, expected one that looks at the "
@@ -66,12 +67,13 @@ def term_influence(fit: Fit) -> dict[str, Float[np.ndarray, "vertex 3"]]:
     the Gauss-Newton Hessian of all terms and g_t the gradient of this one; the term has moved it by the opposite. The
     priors stay. Expression weights at a bound are held there.
     """
-    parts = _linearised(fit)
-    names = [n for n in parts if n in OBSERVATIONS or (fit.problem is not None and n in fit.problem.extra)]
+    problem, face, _ = fit.inside
+    parts = _linearise_each(fit.terms(), face)
+    names = [n for n in parts if n in (*OBSERVATIONS, *problem.extra)]
     free = _movable(fit)
-    total = sum(np.asarray(q.hessian, np.float64) for q in parts.values())[np.ix_(free, free)]
+    total = np.sum([np.asarray(q.hessian, np.float64) for q in parts.values()], axis=0)[np.ix_(free, free)]
     modes = np.concatenate([np.asarray(fit.model.shape.modes), np.asarray(fit.model.expression)], axis=2)
-    geometry = fit.parameters.layout.block("geometry")
+    geometry = face.layout.block("geometry")
     moved = {}
     for name in names:
         hessian, gradient = (np.asarray(x, np.float64) for x in (parts[name].hessian, parts[name].gradient))
@@ -87,26 +89,21 @@ def term_influence(fit: Fit) -> dict[str, Float[np.ndarray, "vertex 3"]]:
     return moved
 
 
-def _linearised(fit: Fit) -> dict[str, Quadratic]:
-    return _linearise_each(fit.terms(), fit.parameters)
-
-
 @eqx.filter_jit
-def _linearise_each(terms: dict[str, AbstractTerm], face: FaceParameters) -> dict[str, Quadratic]:
+def _linearise_each(terms: dict[str, WeightedTerm], face: FaceParameters) -> dict[str, Quadratic]:
     return {name: term.linearise(face) for name, term in terms.items()}
 
 
 def _movable(fit: Fit) -> np.ndarray:
     """Indices of the unknowns that were free in the last stage and are not held by a bound."""
-    assert fit.stage is not None and fit.problem is not None and fit.parameters is not None  # as fit.terms() found
-    free = np.asarray(fit.stage.row(fit.problem).free) > 0
-    at = fit.parameters.layout.block("expression")
+    problem, face, stage = fit.inside
+    free = np.asarray(stage.row(problem).free) > 0
+    at = face.layout.block("expression")
     free[at] &= (fit.expression > 1e-4) & (fit.expression < 1 - 1e-4)
     return np.flatnonzero(free)
 
 
 def crop_picture(fit: Fit) -> UInt8[np.ndarray, "size size 3"]:
     """The crop as the last stage saw it, blurred as its level is."""
-    assert fit.problem is not None and fit.stage is not None
-    level: Float[Array, "h w 3"] = fit.problem.pyramid[fit.stage.level]
-    return np.rint(255 * np.clip(np.asarray(level), 0, 1)).astype(np.uint8)
+    problem, _, stage = fit.inside
+    return np.rint(255 * np.clip(np.asarray(problem.pyramid[stage.level]), 0, 1)).astype(np.uint8)

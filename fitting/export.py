@@ -63,8 +63,9 @@ def write_results(
 ) -> None:
     """Write fit.npz, fit.json, the meshes with their texture, head.glb and the pictures into an existing folder.
 
-    With `report` also report.html (`fitting.report`). `settings` and `detection` are what the caller wants to stand in fit.json beside the fit's own. A fit whose
-    vertices are not finite has nothing to show: only its numbers and record are written.
+    With `report` also report.html (`fitting.report`). `settings` and `detection` are what the caller wants to stand in
+    fit.json beside the fit's own. A fit whose vertices are not finite has nothing to show: only its numbers and record
+    are written.
     """
     timings = {}
 

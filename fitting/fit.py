@@ -18,11 +18,12 @@ from fitting.detection import UNSURE_SPREAD, Face, LandmarkNoise
 from fitting.landmark_conventions import shared_errors
 from fitting.landmark_start import LandmarkFitError, pose_hypotheses, weak_perspective_pose
 from fitting.observation import Photo, crop
+from fitting.occlusion import DETECTOR_NOISE, Labels, OcclusionModel, occlusion_model
 from fitting.parameters import FaceParameters, start_parameters
 from fitting.schedule import Problem, Stage, coarse_to_fine, run_hypotheses, run_segments, run_stage, stage_terms
 from fitting.solvers import Solution
 from fitting.surface_samples import SolverModel, solver_model
-from fitting.terms import AbstractTerm
+from fitting.terms import AbstractTerm, WeightedTerm
 from morphable.landmarks import INNER
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
@@ -83,6 +84,8 @@ class Fit:
     parameters: FaceParameters | None = dataclasses.field(default=None, repr=False)
     stage: Stage | None = None
     correction: Float[np.ndarray, "vertex 3"] | None = dataclasses.field(default=None, repr=False)  # of the neutral, mm
+    box: tuple[float, float, float, float] | None = None  # the crop in the photo: x0, y0, width, height
+    labels: Labels | None = dataclasses.field(default=None, repr=False)  # what covers the face, in the crop
 
     @property
     def person(self) -> MorphableModel:
@@ -91,12 +94,17 @@ class Fit:
             return self.model
         return eqx.tree_at(lambda m: m.shape.mean, self.model, self.model.shape.mean + self.correction)
 
-    def terms(self) -> dict[str, AbstractTerm]:
-        """The energy terms of the last stage, about the fitted face; those the stage leaves out weigh nothing."""
+    @property
+    def inside(self) -> tuple[Problem, FaceParameters, Stage]:
+        """What was solved last: the problem, its solution, the stage. Raises ValueError for a fit made by hand."""
         if self.problem is None or self.parameters is None or self.stage is None:
-            raise ValueError("terms: this fit was not made by a Fitter, expected one that was. Run Fitter.fit.")
-        row = dataclasses.replace(self.stage, relight=False).row(self.problem)
-        return stage_terms(self.problem, self.parameters, row)[0]
+            raise ValueError("inside: this fit was not made by a Fitter, expected one that was. Run Fitter.fit.")
+        return self.problem, self.parameters, self.stage
+
+    def terms(self) -> dict[str, WeightedTerm]:
+        """The energy terms of the last stage, about the fitted face; those the stage leaves out weigh nothing."""
+        problem, face, stage = self.inside
+        return stage_terms(problem, face, dataclasses.replace(stage, relight=False).row(problem))[0]
 
     def _vertices(self, expression) -> Float[np.ndarray, "vertex 3"]:
         return np.asarray(self.person.vertices(jnp.asarray(self.identity), jnp.asarray(expression)))
@@ -150,6 +158,7 @@ class Fitter:
         self.model = model
         self.settings = settings or Settings()
         self.solver_model: SolverModel = solver_model(model, self.settings.skin_blocks)
+        self.occlusion: OcclusionModel = occlusion_model(model, self.solver_model)
 
     def fit(
         self,
@@ -179,11 +188,16 @@ class Fitter:
         parameters = first if start is None else start
         for stage in stages:
             stage.row(problem)  # a mistake in the last stage shows before the first has run
+        noise = 1.0 if face.source == "file" else DETECTOR_NOISE
         ready = time.perf_counter()
         records, solution, last, correction = [], None, stages[0], None
+        bare, labels = problem, None
         # LAPACK's own threads spin between the small factorisations and take the cores that XLA needs.
         with threadpool_limits(1, user_api="blas"):
             for number, stage in enumerate(stages):
+                if stage.label and (labels is None or labels.found):
+                    earlier = [] if labels is not None or start is not None else stages[:number]
+                    problem, parameters, labels = self._label(bare, first, parameters, earlier, noise)
                 if stage.segments is not None:
                     correction = np.asarray(run_segments(problem, parameters, stage).correction(self.model))
                     continue
@@ -213,7 +227,15 @@ class Fitter:
             records,
             {"prepare": ready - began, "solve": done - ready},
         )
-        return dataclasses.replace(fit, problem=problem, parameters=parameters, stage=last, correction=correction)
+        return dataclasses.replace(
+            fit,
+            problem=problem,
+            parameters=parameters,
+            stage=last,
+            correction=correction,
+            box=tuple(float(v) for v in box),
+            labels=labels,
+        )
 
     def problem(self, photo: Photo, face: Face, focal_px=None, mask=None):
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
@@ -291,6 +313,22 @@ class Fitter:
         )
         first = dataclasses.replace(first, pose=pose, log_focal=single(log_focal_start))
         return problem, first, box
+
+    def _label(self, bare: Problem, first: FaceParameters, face: FaceParameters, earlier, noise: float):
+        """The problem without what covers the face, a face that has not seen it, and the labels.
+
+        Landmarks on what covers the face have pulled it, so the earlier stages run once more without them.
+        """
+        labels = self.occlusion(bare, face)
+        if not labels.found or not earlier:
+            return labels.applied_to(bare, noise), face, labels
+        problem, again = labels.applied_to(bare, noise), first
+        for stage in (s for s in earlier if s.segments is None):
+            again = run_stage(problem, again, stage).face
+        better = self.occlusion(bare, again)
+        if not better.found:  # the first labels were what made the difference
+            return bare, face, better
+        return better.applied_to(bare, noise), again, better
 
     def _restart(self, problem: Problem, first: FaceParameters, face: Face, box, stages, solution: Solution):
         """The solution from other poses and the mean face, where the first one's energy is bad and theirs is less."""

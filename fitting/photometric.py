@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from fitting.parameters import FaceParameters
-from fitting.surface_samples import SkinSamples
+from fitting.surface_samples import SkinSamples, combine
 from fitting.terms import AbstractTerm, GemanMcClure, Quadratic, fold
 from morphable.colour import linear_to_srgb, srgb_to_linear
 from renderer.light import sh_basis
@@ -106,8 +106,11 @@ class PhotometricTerm(AbstractTerm):
         geometry = layout.identity_rank + layout.unit_count
         dense = geometry + layout.albedo_rank + 7
 
+        half = (dense + 1) // 2
+        product = lambda a, b: lax.dot_general(a, b, (((1,), (1,)), ((), ())))  # noqa: E731
+
         def assemble(t, carry):
-            hessian, cross, light, gradient, light_gradient = carry
+            (upper, side, lower), cross, light, gradient, light_gradient = carry
             i, c = t // 3, t % 3
             row = [lax.dynamic_slice(b, (i, c, 0), (1, 1, width)).reshape(1, width) for b in buffers]
             r, light_rows = row[0][0], jnp.concatenate(row[11:21])
@@ -124,10 +127,11 @@ class PhotometricTerm(AbstractTerm):
             jacobian = lax.dynamic_update_slice(
                 jacobian, jnp.concatenate(row[21:28]), (geometry + layout.albedo_rank, 0)
             )
-            product = lambda a, b: lax.dot_general(a, b, (((1,), (1,)), ((), ())))  # noqa: E731
             add = lambda x, v: lax.dynamic_update_index_in_dim(x, pick(x, c) + v, c, 0)  # noqa: E731
+            # The product is symmetric: three quarters of it are enough.
+            first, second = jacobian[:half], jacobian[half:]
             return (
-                hessian + product(jacobian, jacobian),
+                (upper + product(first, first), side + product(first, second), lower + product(second, second)),
                 add(cross, product(jacobian, light_rows)),
                 add(light, product(light_rows, light_rows)),
                 gradient + jacobian @ r,
@@ -135,13 +139,15 @@ class PhotometricTerm(AbstractTerm):
             )
 
         zero = (
-            jnp.zeros((dense, dense)),
+            (jnp.zeros((half, half)), jnp.zeros((half, dense - half)), jnp.zeros((dense - half, dense - half))),
             jnp.zeros((3, dense, 10)),
             jnp.zeros((3, 10, 10)),
             jnp.zeros(dense),
             jnp.zeros((3, 10)),
         )
-        hessian, cross, light, gradient, light_gradient = lax.fori_loop(0, 3 * self.blocks, assemble, zero)
+        quarters, cross, light, gradient, light_gradient = lax.fori_loop(0, 3 * self.blocks, assemble, zero)
+        upper, side, lower = quarters
+        hessian = jnp.block([[upper, side], [side.T, lower]])
         # The light and offset of one channel never meet another channel's pixels: their block is three 10 x 10
         # matrices, to be spread over 9 x 3 light coefficients and 3 offsets.
         channel = jnp.arange(3)
@@ -268,7 +274,7 @@ class SurfacePoints:
 
     def __init__(self, face: FaceParameters, geometry, geometry_modes):
         coefficients = jnp.concatenate([face.identity, face.expression])
-        rows = geometry + jnp.einsum("knp,n->kp", geometry_modes, coefficients)
+        rows = combine(geometry, geometry_modes, coefficients)
         self.head, self.tangent_1, self.tangent_2 = rows[:3], rows[3:6], rows[6:9]
         self.rotation = face.pose.rotation().as_matrix()
         self.camera = self.rotation @ self.head + face.pose.translation()[:, None]
@@ -292,7 +298,7 @@ class SkinPoints(SurfacePoints):
         self.scale = focal * self.inverse_depth  # px per mm
         self.shift = self.scale * self.camera[:2]  # from the principal point
         self.pixel = self.shift + centre[:, None]
-        self.encoded_albedo = albedo + jnp.einsum("cnp,n->cp", albedo_modes, face.albedo)
+        self.encoded_albedo = combine(albedo, albedo_modes, face.albedo)
         self.albedo = jnp.maximum(srgb_to_linear(self.encoded_albedo), 0.003)
         self.light = face.light
         self.basis = sh_basis(self.normal.T).T

@@ -17,6 +17,7 @@ from fitting.heat_map import heat_map, ramp, scale_bar
 from fitting.observation import Photo
 from fitting.pictures import overlay, turntable
 from fitting.texture_map import face_texture
+from fitting.uncertainty import posterior
 from morphable.colour import linear_to_srgb
 from renderer.camera import Pinhole
 from renderer.render import render
@@ -49,6 +50,7 @@ img { max-width: 100%; border-radius: 6px; border: 1px solid var(--line); backgr
 table { border-collapse: collapse; background: var(--card); font-variant-numeric: tabular-nums; font-size: 14px; }
 .wide { overflow-x: auto; } th, td { padding: 4px 10px; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; } thead th { color: var(--soft); font-weight: 500; }
+pre { overflow-x: auto; font-size: 13px; background: var(--card); padding: 10px; }
 .badge { display: inline-block; padding: 2px 10px; border-radius: 10px; color: #fff; background: #3d7a4d; }
 .badge.failed { background: #a33a32; } svg text { fill: var(--ink); font-size: 12px; }
 """
@@ -64,6 +66,7 @@ def write_report(path: str | Path, fit: Fit, photo: Photo, texture: Picture | No
         _energy_section(fit),
         _residual_section(fit),
         _influence_section(fit),
+        _certainty_section(fit),
         _parameter_section(fit),
     ]
     page = (
@@ -190,6 +193,18 @@ def _influence_section(fit: Fit) -> str:
     )
 
 
+def _certainty_section(fit: Fit) -> str:
+    sure = posterior(fit)
+    return (
+        "<h2>How sure it is</h2><p>Root mean squared distance of each vertex from its true place, after the best rigid "
+        "alignment of the face: from the landmarks' noise and the photo's own residuals, and the prior where neither "
+        "says anything. What no term models is not in it.</p>"
+        + _figure(sure.picture(fit.model, alignment="rigid"), "Standard deviations, mm; the face with its expression.")
+        + f"<details><summary>What the photo says about each coefficient</summary><pre>"
+        f"{html.escape(sure.conditioning().table())}</pre></details>"
+    )
+
+
 def _parameter_section(fit: Fit) -> str:
     units = sorted(zip(fit.model.expression_names, fit.expression.tolist(), strict=True), key=lambda item: -item[1])
     shown = [[html.escape(name), f"{weight:.2f}"] for name, weight in units[:10] if weight > 0.02]
@@ -208,16 +223,15 @@ def _parameter_section(fit: Fit) -> str:
 
 def _difference(fit: Fit) -> Picture:
     """Rendered minus photographed brightness in the crop, where the head is drawn."""
-    assert fit.problem is not None and fit.parameters is not None and fit.stage is not None  # as sample_report found
-    seen = np.asarray(fit.problem.pyramid[fit.stage.level])
+    problem, face, stage = fit.inside
+    seen = np.asarray(problem.pyramid[stage.level])
     height, width = seen.shape[:2]
-    face = fit.parameters
     focal = jnp.exp(face.log_focal)
-    camera = Pinhole(jnp.stack([focal, focal]), fit.problem.centre, face.pose, height, width)
+    camera = Pinhole(jnp.stack([focal, focal]), problem.centre, face.pose, height, width)
     drawn = render(fit.mesh, camera, face.light, samples=2)
     colour = np.asarray(linear_to_srgb(jnp.clip(drawn.colour + face.offset, 0.0, 1.0)))
     error = (colour - seen).mean(axis=2)
-    inside = (np.asarray(drawn.coverage) > 0.99) & (np.asarray(fit.problem.valid) > 0.5)
+    inside = (np.asarray(drawn.coverage) > 0.99) & (np.asarray(problem.valid) > 0.5)
     grey = np.repeat(np.rint(200 * seen.mean(axis=2, keepdims=True) + 30).astype(np.uint8), 3, axis=2)
     picture = np.where(inside[..., None], ramp(error, -0.25, 0.25, signed=True), grey)
     picture = np.repeat(np.repeat(picture, 2, axis=0), 2, axis=1)
@@ -225,7 +239,6 @@ def _difference(fit: Fit) -> Picture:
 
 
 def _samples(fit: Fit, pixels: Float[np.ndarray, "sample 2"], belief, inlier) -> Picture:
-    assert fit.problem is not None and fit.stage is not None
     image = Image.fromarray(crop_picture(fit))
     scale = 3
     image = image.resize((scale * image.width, scale * image.height), Image.Resampling.BICUBIC)

@@ -23,7 +23,7 @@ from fitting.parameters import FaceParameters, Layout
 from fitting.photometric import sample_weights
 from fitting.segments import Segmented, refine_segments
 from fitting.solvers import AbstractSolver, Solution, levenberg_marquardt, solve
-from fitting.surface_samples import BLOCK, PointBasis, SolverModel
+from fitting.surface_samples import BLOCK, PointBasis, SolverModel, combine
 from fitting.terms import AbstractTerm, Huber, WeightedTerm, linearise_all
 from morphable.landmarks import INNER
 from renderer.rasterize import rasterize
@@ -50,6 +50,7 @@ class Stage:
     albedo_components: int | None = None
     noise: float = 1.0  # factor on the deviations of all observations, against those of the priors
     relight: bool = False  # start from the closed-form light for the present shape and albedo
+    label: bool = False  # look for what covers the face first, and leave it out: see fitting.occlusion
     tolerance: float = 1e-4  # a step that lowers the energy by less than this share is the last
     segments: float | None = None  # refine each segment alone, its coefficients this far from the whole face's
     solver: AbstractSolver | None = (
@@ -89,31 +90,28 @@ class Stage:
                 part[:] = np.asarray(model.free_units)
         precision = {name: self.noise**-2 for name in (*OBSERVATIONS, *problem.extra)} | dict.fromkeys(PRIORS, 1.0)
         blocks = min(-(-self.samples // BLOCK), model.skin.geometry.shape[0])
+        number = lambda x, kind="int32": jnp.asarray(np.asarray(x, kind))  # noqa: E731
         return StageRow(
-            free=free,
-            weights={n: np.float32(0.0 if n in self.without else p) for n, p in precision.items()},
-            steps=np.int32(self.steps),
-            level=np.int32(self.level),
-            blocks=np.int32(blocks if self.photometric else 0),
-            relight=np.int32(self.relight),
-            tolerance=np.float32(self.tolerance),
+            free=jnp.asarray(free),
+            weights={n: number(0.0 if n in self.without else p, "float32") for n, p in precision.items()},
+            steps=number(self.steps),
+            level=number(self.level),
+            blocks=number(blocks if self.photometric else 0),
+            relight=number(self.relight),
+            tolerance=number(self.tolerance, "float32"),
         )
-
-
-def _traced():
-    return eqx.field(converter=lambda value: jax.tree.map(jnp.asarray, value))
 
 
 class StageRow(eqx.Module):
     """A stage's traced form."""
 
-    free: Float[Array, " step"] = _traced()
-    weights: dict[str, Float[Array, ""]] = _traced()  # of the terms' energies
-    steps: Int[Array, ""] = _traced()
-    level: Int[Array, ""] = _traced()
-    blocks: Int[Array, ""] = _traced()  # of skin samples; 0 where the photo's colours are left out
-    relight: Int[Array, ""] = _traced()
-    tolerance: Float[Array, ""] = _traced()
+    free: Float[Array, " step"]
+    weights: dict[str, Float[Array, ""]]  # of the terms' energies
+    steps: Int[Array, ""]
+    level: Int[Array, ""]
+    blocks: Int[Array, ""]  # of skin samples; 0 where the photo's colours are left out
+    relight: Int[Array, ""]
+    tolerance: Float[Array, ""]
 
 
 SHAPE = ("identity", "expression", "pose", "focal")
@@ -121,8 +119,12 @@ EVERYTHING = (*SHAPE, "albedo", "light")
 ONE_VIEW = 50  # identity components that one photo can tell from its noise; more change nothing, or make it worse
 
 
-def coarse_to_fine() -> tuple[Stage, ...]:
-    """The default plan: pose, landmarks, then the photo from blurred to sharp with more components and samples."""
+def coarse_to_fine(label: bool = False) -> tuple[Stage, ...]:
+    """The default plan: pose, landmarks, then the photo from blurred to sharp with more components and samples.
+
+    With `label` what covers the face is looked for before each look at the photo, and left out. It is not the default:
+    robust terms bear most occluders, and on real photos hair and hard shadows are taken for one in every fourth.
+    """
     return (
         Stage("pose", ("pose",), 4, without=("photometric",)),
         Stage("landmarks", SHAPE, 8, without=("photometric",), identity_components=ONE_VIEW),
@@ -135,9 +137,19 @@ def coarse_to_fine() -> tuple[Stage, ...]:
             identity_components=40,
             albedo_components=20,
             relight=True,
+            label=label,
             tolerance=1e-2,
         ),
-        Stage("photo, fine", EVERYTHING, 12, level=1, samples=2048, identity_components=ONE_VIEW, tolerance=3e-3),
+        Stage(
+            "photo, fine",
+            EVERYTHING,
+            12,
+            level=1,
+            samples=2048,
+            identity_components=ONE_VIEW,
+            label=label,
+            tolerance=3e-3,
+        ),
     )
 
 
@@ -164,7 +176,7 @@ class Problem(eqx.Module):
     saturation: Float[Array, ""]
     extra: dict[str, AbstractTerm] = eqx.field(default_factory=dict)  # what a caller adds
 
-    def terms(self, row: StageRow, weight: Float[Array, "block point"]) -> dict[str, AbstractTerm]:
+    def terms(self, row: StageRow, weight: Float[Array, "block point"]) -> dict[str, WeightedTerm]:
         """Every term of a stage by name; `weight` says how far each skin sample is believed."""
         m = self.model
         part = lambda s: PointBasis(m.landmarks.mean[s], m.landmarks.modes[s])  # noqa: E731
@@ -214,7 +226,7 @@ def light_sigma() -> Float[Array, " 27"]:
 
 def prepare_stage(
     problem: Problem, face: FaceParameters, row: StageRow
-) -> tuple[dict[str, AbstractTerm], FaceParameters]:
+) -> tuple[dict[str, WeightedTerm], FaceParameters]:
     """The terms of a stage that starts at a face, and the face with its light solved for where the stage says so.
 
     Visibility and all else that decides how far a sample is believed is found here, once for the stage.
@@ -230,6 +242,7 @@ def prepare_stage(
     weight = lax.cond(row.blocks > 0, seen, lambda: jnp.zeros((total, BLOCK)))
     terms = problem.terms(row, weight)
     photometric = terms["photometric"].term
+    assert isinstance(photometric, PhotometricTerm)  # as Problem.terms made it
     light = lax.cond(row.relight > 0, lambda: photometric.light(face, light_sigma()), lambda: face.light)
     return terms, eqx.tree_at(lambda f: f.light, face, light)
 
@@ -246,15 +259,16 @@ def run_hypotheses(problem: Problem, face: FaceParameters, poses: jaxlie.SE3, ro
     unseen = jnp.zeros((problem.model.skin.geometry.shape[0], BLOCK))
 
     def one(pose: jaxlie.SE3) -> Solution:
-        at_pose, solution = dataclasses.replace(face, pose=pose), None
+        at_pose, solution, names = dataclasses.replace(face, pose=pose), None, ()
         for row in rows:
             terms = {n: t for n, t in problem.terms(row, unseen).items() if n not in ("photometric", "albedo", "light")}
+            names = tuple(sorted(terms))
             solution = levenberg_marquardt(
                 lambda at, terms=terms: linearise_all(terms, at), at_pose, row.free, row.steps, row.tolerance
             )
             at_pose = solution.face
         assert solution is not None  # there is at least one row
-        return dataclasses.replace(solution, names=tuple(sorted(terms)))
+        return dataclasses.replace(solution, names=names)
 
     solutions = jax.vmap(one)(poses)
     energy = jnp.where(solutions.finite, jnp.sum(solutions.energies, axis=1), jnp.inf)
@@ -310,7 +324,7 @@ def visible_samples(problem: Problem, face: FaceParameters) -> Float[Array, "blo
 
     def block(_, data):
         geometry, modes = data
-        points = (geometry[:3] + jnp.einsum("knp,n->kp", modes[:3], coefficients)).T
+        points = combine(geometry[:3], modes[:3], coefficients).T
         at = project(face, points, problem.centre)
         z = jax.vmap(lambda x: (face.pose @ x)[2])(points)
         column = jnp.clip(at[:, 0].astype(jnp.int32), 0, width - 1)

@@ -126,7 +126,13 @@ class LevenbergMarquardt(AbstractSolver):
 
     def run(self, terms, start, free, watch):
         settings = (jnp.int32(min(self.steps, HISTORY - 1)), jnp.float32(self.tolerance), jnp.float32(self.damping))
-        solution = _run_levenberg_marquardt(terms, start, free, settings, watch)
+        number = None if watch is None else _watched(watch)
+        try:
+            solution = jax.block_until_ready(_run_levenberg_marquardt(terms, start, free, settings, number))
+        finally:
+            if number is not None:
+                jax.effects_barrier()
+                del _WATCHES[int(number)]
         rows = int(solution.steps) + 1
         return dataclasses.replace(
             solution,
@@ -136,16 +142,25 @@ class LevenbergMarquardt(AbstractSolver):
         )
 
 
-@eqx.filter_jit
-def _run_levenberg_marquardt(terms, start, free, settings, watch):
-    def linearise(face):
-        return linearise_all(terms, face)
+# Who watches which run. A callback is part of a compiled program: were it the caller's own function, every watch would
+# be compiled anew. So the program calls `_tell` with a number, which is data.
+_WATCHES: dict[int, Watch] = {}
 
-    def tell(step, values, face):
-        watch(int(step), dict(zip(sorted(terms), values.tolist(), strict=True)), face)
+
+def _watched(watch: Watch) -> Int[Array, ""]:
+    number = max(_WATCHES, default=0) + 1
+    _WATCHES[number] = watch
+    return jnp.asarray(number)
+
+
+@eqx.filter_jit
+def _run_levenberg_marquardt(terms, start, free, settings, number):
+    def tell(number, step, values, face):
+        _WATCHES[int(number)](int(step), dict(zip(sorted(terms), values.tolist(), strict=True)), face)
 
     steps, tolerance, damping = settings
-    return levenberg_marquardt(linearise, start, free, steps, tolerance, damping, None if watch is None else tell)
+    told = None if number is None else lambda *row: jax.debug.callback(tell, number, *row, ordered=True)
+    return levenberg_marquardt(lambda f: linearise_all(terms, f), start, free, steps, tolerance, damping, told)
 
 
 def levenberg_marquardt(
@@ -181,7 +196,7 @@ def levenberg_marquardt(
         step = bounded_step(quadratic, best, free, damping)
         history = lax.dynamic_update_index_in_dim(history, energies, k, 0)
         if tell is not None:
-            jax.debug.callback(tell, k, energies, best, ordered=True)
+            tell(k, energies, best)
         stuck = damping > 1e6
         candidate = retract(best, step)
         # The step ends on the bounds up to rounding; clipping makes it exact.

@@ -26,6 +26,18 @@ class PointBasis(eqx.Module):
         return self.mean + self.modes @ jnp.concatenate([identity, expression])
 
 
+def combine(
+    mean: Float[Array, "row point"],
+    modes: Float[Array, "row coefficient point"],
+    coefficients: Float[Array, " coefficient"],
+) -> Float[Array, "row point"]:
+    """mean + Σ coefficient · mode for points that run last, row by row.
+
+    As one contraction over the middle axis XLA:CPU takes seven times as long.
+    """
+    return mean + jnp.stack([coefficients @ mode for mode in modes])
+
+
 class SkinSamples(eqx.Module):
     """Evenly spread samples of the visible skin in mirrored pairs; any number of first blocks is even, too.
 
