@@ -22,10 +22,11 @@ import fitting.fit
 import morphable
 from fitting.cli import main
 from fitting.observation import read_photo, write_landmarks
+from fitting.occluders import paint_occluder
 
 FILES = {
     "fit.npz", "fit.json", "mesh.obj", "mesh.mtl", "neutral.obj", "neutral.mtl", "texture.png", "head.glb",
-    "render.png", "overlay.png", "turntable.png",
+    "render.png", "overlay.png", "turntable.png", "report.html",
 }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
 def good(collins, tmp_path_factory) -> tuple[Ran, Path]:
     """The bundled photo fitted and written in full, once for all tests."""
     out = tmp_path_factory.mktemp("good") / "new" / "out"
-    return facefit("fit", collins, "-o", out), out
+    return facefit("fit", collins, "-o", out, "--report"), out
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +324,19 @@ def test_a_face_of_15_pixels_is_fitted_where_a_box_is_given(good, pixels, tmp_pa
 # ------------------------------------------------------------------------------------------------------- options
 
 
+@pytest.mark.usefixtures("brief")
+def test_what_covers_the_face_is_said(collins, pixels, tmp_path):
+    photo = read_photo(collins)
+    landmarks = detection.detect_faces(photo)[0].landmarks
+    painted, _ = paint_occluder(pixels, landmarks, "scarf", 0)
+    Image.fromarray(painted).save(tmp_path / "scarf.png")
+    write_landmarks(tmp_path / "face.npy", landmarks)
+    ran = facefit(
+        "fit", tmp_path / "scarf.png", "-o", tmp_path / "out", "--landmarks", tmp_path / "face.npy", "--covered"
+    )
+    assert ran.code in (0, 1) and " % of the face is covered" in ran.said
+
+
 @pytest.mark.parametrize("ending", ["npy", "pts"])
 def test_given_landmarks_are_used_and_no_detector_runs(good, collins, tmp_path, brief, no_detector, ending):
     points = arrays(good[1])["landmarks2d"][0]
@@ -366,7 +380,7 @@ def test_what_the_mask_covers_has_no_influence(good, pixels, tmp_path, brief):
 def test_a_failed_fit_is_reported_and_written(good, collins, tmp_path):
     np.save(tmp_path / "face.npy", arrays(good[1])["landmarks2d"][0] * [-1, 1] + [512, 0])  # left and right swapped
     out = tmp_path / "out"
-    ran = facefit("fit", collins, "-o", out, "--landmarks", tmp_path / "face.npy")
+    ran = facefit("fit", collins, "-o", out, "--landmarks", tmp_path / "face.npy", "--report")
     assert ran.code == 1, ran.text
     assert {path.name for path in out.iterdir()} == FILES
     said = record(out)
