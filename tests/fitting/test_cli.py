@@ -110,7 +110,7 @@ def pair(pixels) -> Image.Image:
 def brief(monkeypatch):
     """Write the numbers alone: textures and pictures take seconds, and `good` has them."""
 
-    def write(folder, fit, photo, mask=None, settings=None, detection=None, texture_size=1024):
+    def write(folder, fit, photo, mask=None, settings=None, detection=None, texture_size=1024, report=False):
         np.savez(folder / "fit.npz", **export.fit_arrays([fit]))
         described = export.fit_record(fit, settings, detection, photo.notes)
         (folder / "fit.json").write_text(json.dumps(described, allow_nan=False), encoding="utf-8")

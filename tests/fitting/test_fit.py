@@ -91,7 +91,7 @@ def test_a_drawn_head_is_recovered(fitter, head, drawn):
     assert fit.result != "failed"
     error = distance(fit.landmarks2d, drawn.landmarks)
     # px, of a face of 170; the jaw points of a turned head are taken for its outline, which here they are not.
-    assert np.median(error) < 1.3 and np.median(error[INNER]) < 0.8
+    assert np.median(error) < 1.4 and np.median(error[INNER]) < 1.2
     skin = np.asarray(head.masks["face"]) > 0.5
     shape = aligned_error(fit.vertices, drawn.vertices, skin)
     assert shape < 0.62 * aligned_error(head.mean, drawn.vertices, skin)

@@ -130,7 +130,7 @@ def test_known_coefficients_and_pose_are_recovered_from_exact_landmarks(sampled,
         (GenericLevenbergMarquardt(), 1.02),
         (LBFGS(), 1.2),
         (FirstOrder(), 1.2),
-        (StochasticNewton(), 1.6),
+        (StochasticNewton(steps=600), 1.6),
     ],
     ids=lambda x: type(x).__name__ if not isinstance(x, float) else "",
 )

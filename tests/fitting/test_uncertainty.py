@@ -77,7 +77,7 @@ def test_noise_and_covariance_are_right_whatever_the_fit_assumed(tiny, points):
     free = np.flatnonzero(mask)
     for assumed in (0.33, 3.0):
         standard, noise = [], []
-        for seed in range(24):
+        for seed in range(16):
             truth, pixels = _observed(tiny, points, seed, 1.0)
             face, terms = _solved(tiny, points, pixels, assumed, free)
             stated = posterior_of_terms(face, terms, mask)
@@ -183,7 +183,7 @@ def test_independent_bounded_weights_are_exact(tiny):
 def album(head):
     """Synthetic photos, and their fits by landmarks alone and by the default plan, with posteriors."""
     fitter, settings, out = Fitter(head), SynthesisSettings(size=256), {"landmarks": [], "photo": []}
-    for seed in range(24):
+    for seed in range(16):
         synthetic = synthesize(head, seed, settings)
         truth = synthetic.truth
         face = synthetic.as_face(2.0 * float(jnp.exp(truth.log_focal) / truth.pose.translation()[2]), seed)
