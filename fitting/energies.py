@@ -76,7 +76,8 @@ class LandmarkTerm(AbstractTerm):
             system = jnp.einsum("pcm,pcn->mn", weighted, columns) + jnp.eye(len(start))
             return -jnp.linalg.solve(system, jnp.einsum("pcm,pc->m", weighted, error))
 
-        return lax.fori_loop(0, 4, reweighted, start)
+        # All zeros where the source's points follow the model's own convention: nothing to solve for.
+        return lax.cond(jnp.any(self.shared != 0), lambda: lax.fori_loop(0, 4, reweighted, start), lambda: start)
 
     def _columns(self, face, amplitude):
         return jax.jacfwd(lambda a: self._residuals(face, a))(amplitude)

@@ -11,6 +11,7 @@ import jaxlie
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 from threadpoolctl import threadpool_limits
 
 import fitting.compilation as compilation
@@ -107,7 +108,7 @@ class Fit:
         return stage_terms(problem, face, dataclasses.replace(stage, relight=False).row(problem))[0]
 
     def _vertices(self, expression) -> Float[np.ndarray, "vertex 3"]:
-        return np.asarray(self.person.vertices(jnp.asarray(self.identity), jnp.asarray(expression)))
+        return np.asarray(_shape(self.person, jnp.asarray(self.identity), jnp.asarray(expression)))
 
     @property
     def vertices(self) -> Float[np.ndarray, "vertex 3"]:
@@ -148,6 +149,12 @@ class Fit:
 GEOMETRY = ("landmarks", "jaw", "identity", "expression")  # terms that tell whether landmarks make a face
 
 Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
+
+
+# Compiled as one: operation by operation the skeleton alone would take dozens of small programs.
+@eqx.filter_jit
+def _shape(model: MorphableModel, identity, expression):
+    return model.vertices(identity, expression)
 
 
 class Fitter:
@@ -275,10 +282,8 @@ class Fitter:
         depth = np.exp(log_focal_start) / scale
         centre = (np.array([width / 2, height / 2]) - box[:2]) * zoom
         offset = (origin - box[:2]) * zoom - centre
-        pose = jaxlie.SE3.from_rotation_and_translation(
-            jaxlie.SO3.from_matrix(jnp.asarray(rotation, jnp.float32)),
-            jnp.asarray([*(offset / scale), depth], jnp.float32),
-        )
+        quaternion = Rotation.from_matrix(rotation).as_quat(scalar_first=True)
+        pose = jaxlie.SE3(jnp.asarray([*quaternion, *(offset / scale), depth], jnp.float32))
         noise: LandmarkNoise = face.noise
         sigma_mm = np.r_[np.full(17, noise.jaw_mm), np.full(51, noise.inner_mm)]
         sigma_px = np.where(known, sigma_mm * scale, np.inf)

@@ -25,7 +25,8 @@ _CHUNK = 16  # columns of the Hessian at a time: bounds the memory of terms with
 
 def minimise_tightly(terms: Terms, start: FaceParameters, free: Float[Array, " step"]) -> FaceParameters:
     """Levenberg-Marquardt until a step changes the energy's last digits only: the derivative is that at a minimum."""
-    return levenberg_marquardt(lambda face: linearise_all(terms, face), start, free, jnp.int32(40), 0.0).face
+    linearise = lambda face: linearise_all(terms, face)  # noqa: E731
+    return levenberg_marquardt(linearise, len(terms), start, free, jnp.int32(40), 0.0).face
 
 
 def implicit_fit(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import jaxlie
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -96,14 +97,17 @@ def natural_steps(layout: Layout) -> Float[Array, " step"]:
 
 def start_parameters(identity_rank: int, unit_count: int, albedo_rank: int) -> FaceParameters:
     """The mean face one metre in front of the camera, white ambient light."""
-    light = jnp.zeros((9, 3)).at[0].set(jnp.sqrt(4 * jnp.pi))
-    facing = jaxlie.SO3.from_matrix(jnp.diag(jnp.array([1.0, -1.0, -1.0])))
+    # In NumPy: as JAX operations outside of a compiled program each of these would be compiled by itself.
+    light = np.zeros((9, 3), np.float32)
+    light[0] = np.sqrt(4 * np.pi)
+    facing = [0.0, 1.0, 0.0, 0.0]  # half a turn about x: head axes (y up, z out of the face) to the camera's
+    zeros = lambda n: jnp.asarray(np.zeros(n, np.float32))  # noqa: E731
     return FaceParameters(
-        identity=jnp.zeros(identity_rank),
-        expression=jnp.zeros(unit_count),
-        albedo=jnp.zeros(albedo_rank),
-        light=light,
-        pose=jaxlie.SE3.from_rotation_and_translation(facing, jnp.array([0.0, 0.0, 1000.0])),
-        log_focal=jnp.log(jnp.array(1000.0)),
-        offset=jnp.zeros(3),
+        identity=zeros(identity_rank),
+        expression=zeros(unit_count),
+        albedo=zeros(albedo_rank),
+        light=jnp.asarray(light),
+        pose=jaxlie.SE3(jnp.asarray(np.array([*facing, 0.0, 0.0, 1000.0], np.float32))),
+        log_focal=jnp.asarray(np.float32(np.log(1000.0))),
+        offset=zeros(3),
     )

@@ -264,7 +264,12 @@ def run_hypotheses(problem: Problem, face: FaceParameters, poses: jaxlie.SE3, ro
             terms = {n: t for n, t in problem.terms(row, unseen).items() if n not in ("photometric", "albedo", "light")}
             names = tuple(sorted(terms))
             solution = levenberg_marquardt(
-                lambda at, terms=terms: linearise_all(terms, at), at_pose, row.free, row.steps, row.tolerance
+                lambda at, terms=terms: linearise_all(terms, at),
+                len(terms),
+                at_pose,
+                row.free,
+                row.steps,
+                row.tolerance,
             )
             at_pose = solution.face
         assert solution is not None  # there is at least one row
@@ -279,7 +284,9 @@ def run_hypotheses(problem: Problem, face: FaceParameters, poses: jaxlie.SE3, ro
 def _run_compiled(problem: Problem, face: FaceParameters, row: StageRow) -> Solution:
     """Compiled once per model and image size: the stage is data."""
     terms, face = prepare_stage(problem, face, row)
-    return levenberg_marquardt(lambda at: linearise_all(terms, at), face, row.free, row.steps, row.tolerance)
+    return levenberg_marquardt(
+        lambda at: linearise_all(terms, at), len(terms), face, row.free, row.steps, row.tolerance
+    )
 
 
 def run_stage(problem: Problem, face: FaceParameters, stage: Stage) -> Solution:

@@ -97,7 +97,8 @@ def refine_segments(
         )
         for block, value in (("identity", face.identity), ("albedo", face.albedo)):
             mine[block] = BlockPrior(block, value, jnp.full(value.shape, sigma))
-        found = levenberg_marquardt(lambda f: linearise_all(mine, f), face, free, row.steps, row.tolerance).face
+        linearise = lambda f: linearise_all(mine, f)  # noqa: E731
+        found = levenberg_marquardt(linearise, len(mine), face, free, row.steps, row.tolerance).face
         return found.identity, found.albedo
 
     identity, albedo = lax.map(one, jnp.arange(len(NAMES)))

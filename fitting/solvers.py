@@ -160,11 +160,13 @@ def _run_levenberg_marquardt(terms, start, free, settings, number):
 
     steps, tolerance, damping = settings
     told = None if number is None else lambda *row: jax.debug.callback(tell, number, *row, ordered=True)
-    return levenberg_marquardt(lambda f: linearise_all(terms, f), start, free, steps, tolerance, damping, told)
+    linearise = lambda f: linearise_all(terms, f)  # noqa: E731
+    return levenberg_marquardt(linearise, len(terms), start, free, steps, tolerance, damping, told)
 
 
 def levenberg_marquardt(
     linearise: Callable[[FaceParameters], tuple[Quadratic, Float[Array, " term"]]],
+    count: int,
     start: FaceParameters,
     free: Float[Array, " step"],
     steps: Int[Array, ""],
@@ -174,9 +176,9 @@ def levenberg_marquardt(
 ) -> Solution:
     """Minimise a sum of terms over the free entries of the step, expression weights kept in [0, 1]; to be compiled.
 
-    `linearise` gives the Gauss-Newton model and each term's energy. The damping follows Marquardt (1963): it scales
-    the Hessian's diagonal, falls after success and rises after failure. A step is judged when the next Hessian is
-    assembled, so every iteration passes over the data once; the Hessian of the last accepted face is kept for retries.
+    `linearise` gives the Gauss-Newton model and the energies of `count` terms. The damping follows Marquardt (1963): it
+    scales the Hessian's diagonal, falls after success and rises after failure. A step is judged when the next Hessian
+    is assembled, so every iteration passes over the data once; that of the last accepted face is kept for retries.
     At most HISTORY - 1 steps are made.
     """
     steps = jnp.minimum(steps, HISTORY - 1)
@@ -207,15 +209,14 @@ def levenberg_marquardt(
         return (carry[0] <= steps) & ~carry[-1]
 
     size = start.layout.size
-    terms = jax.eval_shape(linearise, start)[1].shape[0]
     empty = Quadratic(jnp.zeros((size, size)), jnp.zeros(size), jnp.array(jnp.inf))
     carry = (
         jnp.array(0),
         start,
         start,
         empty,
-        jnp.zeros(terms),
-        jnp.full((HISTORY, terms), jnp.nan),
+        jnp.zeros(count),
+        jnp.full((HISTORY, count), jnp.nan),
         jnp.asarray(damping, jnp.float32),
         jnp.array(False),
     )
