@@ -328,11 +328,11 @@ def test_a_face_of_15_pixels_is_fitted_where_a_box_is_given(good, pixels, tmp_pa
 def test_what_covers_the_face_is_said(collins, pixels, tmp_path):
     photo = read_photo(collins)
     landmarks = detection.detect_faces(photo)[0].landmarks
-    painted, _ = paint_occluder(pixels, landmarks, "scarf", 0)
-    Image.fromarray(painted).save(tmp_path / "scarf.png")
+    painted, _ = paint_occluder(pixels, landmarks, "patch", 1)
+    Image.fromarray(painted).save(tmp_path / "patch.png")
     write_landmarks(tmp_path / "face.npy", landmarks)
     ran = facefit(
-        "fit", tmp_path / "scarf.png", "-o", tmp_path / "out", "--landmarks", tmp_path / "face.npy", "--covered"
+        "fit", tmp_path / "patch.png", "-o", tmp_path / "out", "--landmarks", tmp_path / "face.npy", "--covered"
     )
     assert ran.code in (0, 1) and " % of the face is covered" in ran.said
 
