@@ -56,7 +56,7 @@ class Settings:
     failed_mm: float = 12.0  # median error of the inner landmarks above which a fit has failed
     offset_sigma: float = 0.05  # of the colour offset, linear RGB
     failed_sigma: float = 2.0  # rms of the identity's coefficients above which no person looks so
-    failed_doubt: float = 1.33  # spread over UNSURE_SPREAD, times the root of misfit over usual_energy; see _doubt
+    failed_doubt: float = 1.4  # spread over UNSURE_SPREAD, times the root of misfit over usual_energy; see _doubt
     usual_energy: float = 15.0  # landmarks, jaw, identity and expression together, of a good fit to dlib's points
     restart_energy: float = 0.75  # the same energy for each landmark, above which other starts are tried
 
