@@ -43,10 +43,9 @@ def sample_report(fit: Fit) -> SampleReport:
 
     rows = lambda x: np.asarray(jnp.moveaxis(x[:blocks], 1, 2)).reshape(blocks * x.shape[2], -1)  # noqa: E731
     pixel, residual = (rows(x) for x in look(face))
-    square = (residual**2).sum(axis=1)
     belief = np.asarray(term.weight[:blocks]).reshape(-1)
-    inlier = 1.0 / (1.0 + square / (3 * float(term.cutoff) ** 2)) ** 2
-    return SampleReport(pixel, belief, inlier.astype(np.float32), residual)
+    inlier = np.asarray(term.kernel().weight(jnp.sum(jnp.asarray(residual) ** 2, axis=1)))
+    return SampleReport(pixel, belief, inlier, residual)
 
 
 def _photometric(fit: Fit) -> PhotometricTerm:

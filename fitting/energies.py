@@ -4,7 +4,7 @@ What a term is, is said in `fitting.terms`; the terms that look at pixels live i
 skin) and `fitting.pixels` (whole pictures through the renderer). All of them can be imported from here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -20,7 +20,7 @@ from fitting.pixels import RenderedTerm as RenderedTerm
 from fitting.pixels import SilhouetteTerm as SilhouetteTerm
 from fitting.surface_samples import PointBasis
 from fitting.terms import AbstractKernel as AbstractKernel
-from fitting.terms import AbstractResidualTerm, AbstractTerm, GemanMcClure, Huber, Quadratic, fold
+from fitting.terms import AbstractResidualTerm, AbstractTerm, GemanMcClure, Huber, Quadratic, Terms, fold
 from morphable.landmarks import ContourFans
 from morphable.model import MorphableModel
 
@@ -276,15 +276,7 @@ class BlockPrior(AbstractTerm):
     tails: AbstractKernel | None = None
 
     def _whitened(self, face: FaceParameters) -> Float[Array, " n"]:
-        value = {
-            "identity": lambda: face.identity,
-            "expression": lambda: face.expression,
-            "albedo": lambda: face.albedo,
-            "light": lambda: face.light.reshape(-1),
-            "focal": lambda: face.log_focal[None],
-            "offset": lambda: face.offset,
-        }[self.block]()
-        return (value - self.mean) / self.sigma
+        return (face.block(self.block) - self.mean) / self.sigma
 
     def flat_residuals(self, face):
         r = self._whitened(face)
@@ -425,8 +417,7 @@ class AsymmetricTerm(AbstractTerm):
 
     def _rows(self, face):
         size = jnp.abs(self.target)
-        value = {"identity": face.identity, "expression": face.expression, "albedo": face.albedo}[self.block]
-        signed = jnp.where(self.target < 0, -1.0, 1.0) * value
+        signed = jnp.where(self.target < 0, -1.0, 1.0) * face.block(self.block)
         beyond = signed - size
         sigma = jnp.where(beyond > 0, self.sigma_over, self.sigma_under)
         return beyond / sigma, jnp.where(self.target < 0, -1.0, 1.0) / sigma
@@ -470,7 +461,7 @@ class ShapeConsistencyTerm(AbstractTerm):
     of theirs. Only the identity moves: the others' poses, expressions and lights are data here.
     """
 
-    others: Sequence[tuple[FaceParameters, Mapping[str, AbstractTerm]]]
+    others: Sequence[tuple[FaceParameters, Terms]]
 
     def _swapped(self, face):
         for theirs, terms in self.others:

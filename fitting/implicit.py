@@ -5,7 +5,7 @@ gives the derivative of the minimiser, dx/dθ = -H⁻¹ ∂g/∂θ, from the ful
 stored or differentiated. Blondel et al. (2022) describe the technique at length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -15,9 +15,8 @@ from jaxtyping import Array, Float
 
 from fitting.parameters import FaceParameters, retract
 from fitting.solvers import levenberg_marquardt
-from fitting.terms import AbstractTerm, energies, linearise_all
+from fitting.terms import Terms, energies, linearise_all
 
-Terms = Mapping[str, AbstractTerm]
 Minimise = Callable[[Terms, FaceParameters, Float[Array, " step"]], FaceParameters]
 
 _CHUNK = 16  # columns of the Hessian at a time: bounds the memory of terms with thousands of rows

@@ -27,6 +27,20 @@ class FaceParameters(eqx.Module):
         """Where each block lies in a flat step."""
         return Layout(self.identity.shape[0], self.expression.shape[0], self.albedo.shape[0])
 
+    def block(self, name: str) -> Float[Array, " n"]:
+        """The values of one block, flat as in `layout`; the pose has none, its part of a step is a motion."""
+        match name:
+            case "identity" | "expression" | "albedo" | "offset":
+                return getattr(self, name)
+            case "light":
+                return self.light.reshape(-1)
+            case "focal":
+                return self.log_focal[None]
+        raise ValueError(
+            f"FaceParameters.block: got {name!r}, expected one of identity, expression, albedo, light, focal, offset. "
+            "For the pose use PosePrior."
+        )
+
 
 class Layout(NamedTuple):
     """Blocks of the flat step: identity, expression, albedo, light (9 x 3), twist (6), log focal, colour offset (3)."""

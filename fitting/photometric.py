@@ -45,8 +45,8 @@ class PhotometricTerm(AbstractTerm):
         evaluated = jnp.maximum(self.blocks, 1) * self.skin.geometry.shape[2]
         return NOMINAL_SAMPLES / evaluated / self.sigma**2
 
-    def _kernel(self):
-        # Of a sample's squared residual, summed over the three channels.
+    def kernel(self) -> GemanMcClure:
+        """The robust kernel of a sample's squared residual, summed over the three channels."""
         return GemanMcClure(jnp.sqrt(3.0) * self.cutoff)
 
     def residuals(self, face: FaceParameters) -> Float[Array, "block 3 point"]:
@@ -61,7 +61,7 @@ class PhotometricTerm(AbstractTerm):
     def inlier_weights(self, face: FaceParameters) -> Float[Array, "block point"]:
         """Weight of every sample in Gauss-Newton: belief times what the robust kernel leaves of it."""
         square = jnp.sum(self.residuals(face) ** 2, axis=1)
-        return self._evaluated() * self._kernel().weight(square)
+        return self._evaluated() * self.kernel().weight(square)
 
     def _evaluated(self):
         # The number of blocks is traced, so that one program serves all levels, and reverse mode needs a fixed trip
@@ -71,17 +71,17 @@ class PhotometricTerm(AbstractTerm):
 
     def energy(self, face: FaceParameters) -> Float[Array, ""]:
         square = jnp.sum(self.residuals(face) ** 2, axis=1)
-        return 0.5 * self._precision() * jnp.sum(self._evaluated() * self._kernel().rho(square))
+        return 0.5 * self._precision() * jnp.sum(self._evaluated() * self.kernel().rho(square))
 
     def flat_residuals(self, face: FaceParameters) -> Float[Array, " row"]:
         rows = jnp.moveaxis(self.residuals(face), 1, 2).reshape(-1, 3)
-        folded = fold(rows, jnp.sum(rows**2, axis=1), self._kernel())
+        folded = fold(rows, jnp.sum(rows**2, axis=1), self.kernel())
         return (folded * jnp.sqrt(self._precision() * self._evaluated().reshape(-1, 1))).reshape(-1)
 
     def linearise(self, face: FaceParameters) -> Quadratic:
         """Two stages: per-point coefficients in a first loop, whose end materialises them, then one matrix product
         for each block and channel. Fusing them makes XLA recompute the coefficients for every column."""
-        image, kernel, precision = self._image(), self._kernel(), self._precision()
+        image, kernel, precision = self._image(), self.kernel(), self._precision()
         skin, layout = self.skin, face.layout
         total_blocks, width = skin.geometry.shape[0], skin.geometry.shape[2]
         rows = 28  # residual, 9 geometry, albedo, 9 light and an offset, 6 pose, focal

@@ -8,7 +8,7 @@ every term as they go.
 import abc
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -20,14 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fitting.energies import BoundsTerm
 from fitting.parameters import FaceParameters, natural_steps, retract
-from fitting.terms import AbstractTerm, Quadratic, energies, linearise_all
+from fitting.terms import AbstractTerm, Quadratic, Terms, energies, linearise_all
 
 if TYPE_CHECKING:
     import optax
 
-HISTORY = 48  # most steps of a compiled Levenberg-Marquardt run whose energies are kept
+HISTORY = 48  # rows of energies that a compiled Levenberg-Marquardt run keeps: its start and 47 steps
 
-Terms = Mapping[str, AbstractTerm]
 Watch = Callable[[int, dict[str, float], FaceParameters], None]  # step, energy of each term, face
 
 
@@ -125,25 +124,27 @@ class LevenbergMarquardt(AbstractSolver):
     damping: float = 1e-3
 
     def run(self, terms, start, free, watch):
-        settings = (jnp.int32(min(self.steps, HISTORY - 1)), jnp.float32(self.tolerance), jnp.float32(self.damping))
+        settings = (jnp.int32(self.steps), jnp.float32(self.tolerance), jnp.float32(self.damping))
+        # Part of the program, so all short runs share one.
+        rows = max(HISTORY, self.steps + 1)
         number = None if watch is None else _watched(watch)
         try:
-            solution = jax.block_until_ready(_run_levenberg_marquardt(terms, start, free, settings, number))
+            solution = jax.block_until_ready(_run_levenberg_marquardt(terms, start, free, settings, rows, number))
         finally:
             if number is not None:
                 jax.effects_barrier()
                 del _WATCHES[int(number)]
-        rows = int(solution.steps) + 1
+        made = int(solution.steps) + 1
         return dataclasses.replace(
             solution,
-            history=solution.history[:rows],
-            history_steps=solution.history_steps[:rows],
+            history=solution.history[:made],
+            history_steps=solution.history_steps[:made],
             names=tuple(sorted(terms)),
         )
 
 
 # Who watches which run. A callback is part of a compiled program: were it the caller's own function, every watch would
-# be compiled anew. So the program calls `_tell` with a number, which is data.
+# be compiled anew. So the program calls `tell` with a number, which is data.
 _WATCHES: dict[int, Watch] = {}
 
 
@@ -154,14 +155,16 @@ def _watched(watch: Watch) -> Int[Array, ""]:
 
 
 @eqx.filter_jit
-def _run_levenberg_marquardt(terms, start, free, settings, number):
+def _run_levenberg_marquardt(terms, start, free, settings, rows, number):
+    names = sorted(terms)  # here: the callback outlives the trace, whose terms it must not hold
+
     def tell(number, step, values, face):
-        _WATCHES[int(number)](int(step), dict(zip(sorted(terms), values.tolist(), strict=True)), face)
+        _WATCHES[int(number)](int(step), dict(zip(names, values.tolist(), strict=True)), face)
 
     steps, tolerance, damping = settings
     told = None if number is None else lambda *row: jax.debug.callback(tell, number, *row, ordered=True)
     linearise = lambda f: linearise_all(terms, f)  # noqa: E731
-    return levenberg_marquardt(linearise, len(terms), start, free, steps, tolerance, damping, told)
+    return levenberg_marquardt(linearise, len(terms), start, free, steps, tolerance, damping, told, rows)
 
 
 def levenberg_marquardt(
@@ -173,15 +176,16 @@ def levenberg_marquardt(
     tolerance: Float[Array, ""] | float = 1e-4,
     damping: Float[Array, ""] | float = 1e-3,
     tell: Callable[[Any, Any, Any], None] | None = None,
+    rows: int = HISTORY,
 ) -> Solution:
     """Minimise a sum of terms over the free entries of the step, expression weights kept in [0, 1]; to be compiled.
 
     `linearise` gives the Gauss-Newton model and the energies of `count` terms. The damping follows Marquardt (1963): it
     scales the Hessian's diagonal, falls after success and rises after failure. A step is judged when the next Hessian
     is assembled, so every iteration passes over the data once; that of the last accepted face is kept for retries.
-    At most HISTORY - 1 steps are made.
+    The history has `rows`: the number of steps is traced and bounded by them, so callers check it where it is known.
     """
-    steps = jnp.minimum(steps, HISTORY - 1)
+    steps = jnp.minimum(steps, rows - 1)
 
     def iterate(carry):
         k, candidate, best, quadratic, energies, history, damping, _ = carry
@@ -216,13 +220,13 @@ def levenberg_marquardt(
         start,
         empty,
         jnp.zeros(count),
-        jnp.full((HISTORY, count), jnp.nan),
+        jnp.full((rows, count), jnp.nan),
         jnp.asarray(damping, jnp.float32),
         jnp.array(False),
     )
     k, _, best, quadratic, energies, history, _, converged = lax.while_loop(running, iterate, carry)
     finite = jnp.isfinite(quadratic.energy)
-    return Solution(best, energies, history, jnp.arange(HISTORY), k - 1, converged & finite, finite, quadratic.hessian)
+    return Solution(best, energies, history, jnp.arange(rows), k - 1, converged & finite, finite, quadratic.hessian)
 
 
 def _clipped(face: FaceParameters) -> FaceParameters:

@@ -147,6 +147,9 @@ class WeightedTerm(AbstractTerm):
         return WeightedTerm(self.term.subset(key, count, face), self.weight)
 
 
+Terms = Mapping[str, AbstractTerm]  # by name
+
+
 def fold(
     rows: Float[Array, "row column"], square: Float[Array, " row"], kernel: AbstractKernel
 ) -> Float[Array, "row column"]:
@@ -156,7 +159,7 @@ def fold(
     return rows * jnp.sqrt(jnp.where(square > 1e-12, kernel.rho(safe) / safe, 1.0))[:, None]
 
 
-def linearise_all(terms: Mapping[str, AbstractTerm], face: FaceParameters) -> tuple[Quadratic, Float[Array, " term"]]:
+def linearise_all(terms: Terms, face: FaceParameters) -> tuple[Quadratic, Float[Array, " term"]]:
     """The sum of the terms' Gauss-Newton models, and each term's energy, by sorted name."""
     parts = [terms[name].linearise(face) for name in sorted(terms)]
     total = parts[0]
@@ -165,6 +168,6 @@ def linearise_all(terms: Mapping[str, AbstractTerm], face: FaceParameters) -> tu
     return total, jnp.stack([part.energy for part in parts])
 
 
-def energies(terms: Mapping[str, AbstractTerm], face: FaceParameters) -> Float[Array, " term"]:
+def energies(terms: Terms, face: FaceParameters) -> Float[Array, " term"]:
     """Each term's energy, by sorted name: the one order of a mapping that survives compilation."""
     return jnp.stack([terms[name].energy(face) for name in sorted(terms)])

@@ -13,7 +13,6 @@ derives all this and states what it cannot know.
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -29,7 +28,7 @@ from fitting.energies import BlockPrior, DistancePrior, LandmarkTerm, Photometri
 from fitting.fit import Fit
 from fitting.heat_map import heat_map
 from fitting.parameters import FaceParameters, retract
-from fitting.terms import AbstractResidualTerm, AbstractTerm, WeightedTerm
+from fitting.terms import AbstractResidualTerm, Terms, WeightedTerm
 from morphable.model import MorphableModel
 
 Alignment = Literal["none", "rigid", "similarity"]
@@ -184,9 +183,7 @@ def posterior(fit: Fit) -> Posterior:
 
 
 @_one_thread
-def posterior_of_terms(
-    face: FaceParameters, terms: Mapping[str, AbstractTerm], free: Float[np.ndarray, " step"]
-) -> Posterior:
+def posterior_of_terms(face: FaceParameters, terms: Terms, free: Float[np.ndarray, " step"]) -> Posterior:
     """The posterior of a face that minimises the sum of some terms over the free entries of its step.
 
     Terms that are a BlockPrior or a DistancePrior are priors, all others are data, whose noise is estimated from
@@ -308,7 +305,7 @@ def _shared_rows(places, residual, weight) -> float:
     """How many skin samples have one error: the sum of the correlation of a sample's residual with all others'."""
     used = weight > 0
     root = np.sqrt(weight[used])[:, None] * residual.transpose(0, 2, 1)[used]
-    # Samples lie in a random order: the first ones are a uniform part of all.
+    # Any number of first samples is spread evenly over the face: a part that stands for all.
     part, at = root[:1024], places.transpose(0, 2, 1)[used][:1024]
     if len(part) < 2:
         return 1.0

@@ -429,3 +429,13 @@ def test_light_is_recovered_from_a_rendered_head(head, covered):
 @pytest.mark.parametrize("square", [0.5, 4.0, 30.0])
 def test_a_kernels_weight_is_the_derivative_of_rho(kernel, square):
     np.testing.assert_allclose(jax.grad(lambda s: kernel.rho(s))(square), kernel.weight(jnp.array(square)), rtol=1e-5)
+
+
+def test_a_blocks_values_move_by_its_part_of_a_step(face):
+    step = 0.1 * jnp.arange(1.0, face.layout.size + 1)
+    moved = retract(face, step)
+    for name in ("identity", "expression", "albedo", "light", "focal", "offset"):
+        expected = face.block(name) + step[face.layout.block(name)]
+        np.testing.assert_allclose(moved.block(name), expected, rtol=1e-5, err_msg=name)
+    with pytest.raises(ValueError, match="got 'pose', expected one of identity.*PosePrior"):
+        face.block("pose")

@@ -19,7 +19,7 @@ from fitting.solvers import (
     solve,
 )
 from fitting.surface_samples import solver_model
-from fitting.terms import Quadratic, energies
+from fitting.terms import AbstractResidualTerm, Quadratic, energies
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +180,23 @@ def test_bad_calls_are_refused(exact, start):
 def test_retraction_of_the_zero_step_keeps_the_energy(exact, start):
     zero = jnp.zeros(start.layout.size)
     np.testing.assert_allclose(energies(exact, retract(start, zero)), energies(exact, start), rtol=1e-6)
+
+
+class Stiff(AbstractResidualTerm):
+    """A term that claims far more curvature than it has, so that steps are a hundredth of what they should be."""
+
+    def residuals(self, face):
+        return face.identity[:, None]
+
+    def linearise(self, face):
+        true = super().linearise(face)
+        return Quadratic(100 * true.hessian, true.gradient, true.energy)
+
+
+def test_as_many_steps_are_made_and_kept_as_were_asked_for(start):
+    steps = 60  # more than a stage may make
+    away = dataclasses.replace(start, identity=jnp.ones(6))
+    solution = solve({"stiff": Stiff()}, away, ("identity",), LevenbergMarquardt(steps=steps, tolerance=0.0))
+    assert solution.result == "steps exhausted" and int(solution.steps) == steps
+    assert solution.history_steps.tolist() == list(range(steps + 1))
+    assert (np.diff(np.asarray(solution.history)[:, 0]) < 0).all()
