@@ -1,9 +1,10 @@
 """From a photo and its landmarks to a face: set up the problem, run the plan, report."""
 
 import dataclasses
+import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from fitting.parameters import FaceParameters, start_parameters
 from fitting.schedule import Problem, Stage, coarse_to_fine, run_hypotheses, run_segments, run_stage, stage_terms
 from fitting.solvers import Solution
 from fitting.surface_samples import SolverModel, solver_model
-from fitting.terms import AbstractTerm, WeightedTerm
+from fitting.terms import Terms, WeightedTerm
 from morphable.landmarks import INNER
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
@@ -47,6 +48,7 @@ class Settings:
     photometric_sigma: float = 0.4  # for 2000 samples
     photometric_cutoff: float = 0.1  # residuals beyond it count as outliers
     saturation: float = 0.93  # pixels brighter than this say nothing
+    offset_sigma: float = 0.05  # of the colour offset, linear RGB
     focal_over_size: float = 1.4  # prior on the focal length, over the photo's longer side ...
     focal_sigma: float = 0.5  # ... and its logarithm's deviation
     known_focal_sigma: float = 0.01  # when the focal length is given
@@ -54,7 +56,6 @@ class Settings:
     distance_mm: float = 1000.0  # prior on the distance between camera and head ...
     distance_sigma: float = 0.5  # ... and its logarithm's deviation
     failed_mm: float = 12.0  # median error of the inner landmarks above which a fit has failed
-    offset_sigma: float = 0.05  # of the colour offset, linear RGB
     failed_sigma: float = 2.0  # rms of the identity's coefficients above which no person looks so
     failed_doubt: float = 1.4  # spread over UNSURE_SPREAD, times the root of misfit over usual_energy; see _doubt
     usual_energy: float = 15.0  # landmarks, jaw, identity and expression together, of a good fit to dlib's points
@@ -85,7 +86,6 @@ class Fit:
     parameters: FaceParameters | None = dataclasses.field(default=None, repr=False)
     stage: Stage | None = None
     correction: Float[np.ndarray, "vertex 3"] | None = dataclasses.field(default=None, repr=False)  # of the neutral, mm
-    box: tuple[float, float, float, float] | None = None  # the crop in the photo: x0, y0, width, height
     labels: Labels | None = dataclasses.field(default=None, repr=False)  # what covers the face, in the crop
 
     @property
@@ -165,7 +165,11 @@ class Fitter:
         self.model = model
         self.settings = settings or Settings()
         self.solver_model: SolverModel = solver_model(model, self.settings.skin_blocks)
-        self.occlusion: OcclusionModel = occlusion_model(model, self.solver_model)
+
+    @functools.cached_property
+    def occlusion(self) -> OcclusionModel:
+        """What looks for things in front of the face; made for the first plan that asks for it."""
+        return occlusion_model(self.model, self.solver_model)
 
     def fit(
         self,
@@ -176,7 +180,7 @@ class Fitter:
         mask: Bool[np.ndarray, "height width"] | None = None,
         progress: Progress | None = None,
         start: FaceParameters | None = None,
-        terms: Mapping[str, AbstractTerm] | Callable[[Problem], Mapping[str, AbstractTerm]] | None = None,
+        terms: Terms | Callable[[Problem], Terms] | None = None,
     ) -> Fit:
         """Fit one face of a photo. `mask` is true where the photo may be used; `focal_px` is in photo pixels.
 
@@ -189,6 +193,14 @@ class Fitter:
         stages = coarse_to_fine() if stages is None else stages
         if not stages:
             raise ValueError("fit: got an empty plan, expected at least one stage; see coarse_to_fine().")
+        whole = [stage.segments is None for stage in stages]
+        if not any(whole):
+            raise ValueError("fit: got a plan of segments alone, expected a stage of the whole face before them.")
+        if whole != sorted(whole, reverse=True):
+            raise ValueError(
+                "fit: got a stage of the whole face after one of segments, which refine the face before it. "
+                "Put segments last."
+            )
         problem, first, box = self.problem(photo, face, focal_px, mask)
         if terms is not None:
             problem = dataclasses.replace(problem, extra=dict(terms(problem) if callable(terms) else terms))
@@ -216,14 +228,13 @@ class Fitter:
                 if not finite:
                     break
                 parameters = solution.face
-                following = stages[number + 1] if number + 1 < len(stages) else None
+                following = next((s for s in stages[number + 1 :] if s.segments is None), None)
                 if not stage.photometric and (following is None or following.photometric) and start is None:
                     better = self._restart(problem, first, face, box, stages[: number + 1], solution)
                     if better is not None:
                         solution, parameters = better, better.face
                         records.append(_record(dataclasses.replace(stage, name="other starts"), better))
-        if solution is None:
-            raise ValueError("fit: got a plan of segments alone, expected a stage of the whole face before them.")
+        assert solution is not None  # there is a stage of the whole face
         done = time.perf_counter()
         fit = self._report(
             photo,
@@ -240,7 +251,6 @@ class Fitter:
             parameters=parameters,
             stage=last,
             correction=correction,
-            box=tuple(float(v) for v in box),
             labels=labels,
         )
 
@@ -292,24 +302,24 @@ class Fitter:
         single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
         shared = shared_errors(np.asarray(self.solver_model.landmarks.mean)[INNER]) * noise.annotated
         problem = Problem(
-            self.solver_model,
-            single(pyramid),
-            single(valid),
-            single(local),
-            single(sigma_px),
-            single(along),
-            single(shared),
-            single(centre),
-            single([log_focal]),
-            single([sigma]),
-            single(distance),
-            single(distance_sigma),
-            single(s.expression_sigma),
-            single(s.expression_cutoff),
-            single(s.offset_sigma),
-            single(s.photometric_sigma),
-            single(s.photometric_cutoff),
-            single(s.saturation),
+            model=self.solver_model,
+            pyramid=single(pyramid),
+            valid=single(valid),
+            points_px=single(local),
+            sigma_px=single(sigma_px),
+            sigma_along_px=single(along),
+            shared_mm=single(shared),
+            centre=single(centre),
+            log_focal=single([log_focal]),
+            log_focal_sigma=single([sigma]),
+            log_distance=single(distance),
+            log_distance_sigma=single(distance_sigma),
+            expression_sigma=single(s.expression_sigma),
+            expression_cutoff=single(s.expression_cutoff),
+            offset_sigma=single(s.offset_sigma),
+            photometric_sigma=single(s.photometric_sigma),
+            photometric_cutoff=single(s.photometric_cutoff),
+            saturation=single(s.saturation),
         )
         first = start_parameters(
             self.solver_model.identity_rank,
@@ -358,7 +368,8 @@ class Fitter:
         best = run_hypotheses(problem, first, pose, rows)
         if not bool(best.finite):
             return None
-        lower = float(jnp.sum(best.energies)) < sum(energies[name] for name in best.names)
+        # A stage with a solver of its own does not report the terms that it leaves out: they weigh nothing.
+        lower = float(jnp.sum(best.energies)) < sum(energies.get(name, 0.0) for name in best.names)
         return best if lower or not bool(solution.finite) else None
 
     def _crop_box(self, points) -> np.ndarray:

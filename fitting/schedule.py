@@ -1,7 +1,6 @@
 """Plans: a fit is a tuple of stages, printable, editable, resumable; one compiled program runs any of them."""
 
 import dataclasses
-from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -22,9 +21,9 @@ from fitting.energies import (
 from fitting.parameters import FaceParameters, Layout
 from fitting.photometric import sample_weights
 from fitting.segments import Segmented, refine_segments
-from fitting.solvers import AbstractSolver, Solution, levenberg_marquardt, solve
+from fitting.solvers import HISTORY, AbstractSolver, Solution, levenberg_marquardt, solve
 from fitting.surface_samples import BLOCK, PointBasis, SolverModel, combine
-from fitting.terms import AbstractTerm, Huber, WeightedTerm, linearise_all
+from fitting.terms import AbstractTerm, Huber, Terms, WeightedTerm, linearise_all
 from morphable.landmarks import INNER
 from renderer.rasterize import rasterize
 
@@ -42,7 +41,7 @@ class Stage:
 
     name: str
     free: tuple[str, ...]  # among identity, expression, albedo, light, pose, focal, offset
-    steps: int  # at most
+    steps: int  # at most; no more than 47, as the history of the compiled program has room for
     without: tuple[str, ...] = ()  # terms that do not count, such as "photometric"
     level: int = 0  # of the image pyramid, 0 the most blurred
     samples: int = 1024  # of the skin, in blocks of 512
@@ -65,8 +64,18 @@ class Stage:
     def row(self, problem: "Problem") -> "StageRow":
         """The stage as traced numbers, so that the compiled program does not depend on it.
 
-        Raises ValueError for names that the problem does not have.
+        Raises ValueError for what cannot be run: names that the problem does not have, numbers out of their range.
         """
+        compiled = self.solver is None or self.segments is not None  # segments know no other solver
+        if compiled and not 0 <= self.steps < HISTORY:
+            raise ValueError(
+                f"stage {self.name!r}: got {self.steps} steps, expected 0..{HISTORY - 1}, as all stages share one "
+                f"program. For more give it solver=LevenbergMarquardt(steps={self.steps}), or split it into two stages."
+            )
+        if self.segments is not None and not self.segments > 0:
+            raise ValueError(
+                f"stage {self.name!r}: got segments={self.segments}, expected a positive deviation, such as 0.25."
+            )
         known = (*OBSERVATIONS, *PRIORS, *problem.extra)
         for name in self.without:
             if name not in known:
@@ -159,7 +168,7 @@ class Problem(eqx.Module):
     model: SolverModel
     pyramid: Float[Array, "level height width 3"]  # sRGB-encoded
     valid: Float[Array, "height width"]  # 1 where the photo may be used
-    points_px: Float[Array, "68 2"]
+    points_px: Float[Array, "68 2"]  # of no meaning for hidden points; see `visible_px`
     sigma_px: Float[Array, "68"]  # inf for hidden points; for jaw points, across the jaw line
     sigma_along_px: Float[Array, "17"]
     shared_mm: Float[Array, "mode 51 3"]  # errors that inner landmarks share, one deviation each
@@ -175,6 +184,19 @@ class Problem(eqx.Module):
     photometric_cutoff: Float[Array, ""]
     saturation: Float[Array, ""]
     extra: dict[str, AbstractTerm] = eqx.field(default_factory=dict)  # what a caller adds
+
+    def __check_init__(self):
+        taken = [name for name in self.extra if name in (*OBSERVATIONS, *PRIORS)]
+        if taken:
+            raise ValueError(
+                f"terms: got a term named {taken[0]!r}, which every fit has, expected a name of its own. Rename it; "
+                f"without=({taken[0]!r},) takes the other out of a stage."
+            )
+
+    @property
+    def visible_px(self) -> Float[Array, "68 2"]:
+        """The given landmarks, NaN where one is hidden: for terms of one's own, such as `relative_term`."""
+        return jnp.where(jnp.isfinite(self.sigma_px)[:, None], self.points_px, jnp.nan)
 
     def terms(self, row: StageRow, weight: Float[Array, "block point"]) -> dict[str, WeightedTerm]:
         """Every term of a stage by name; `weight` says how far each skin sample is believed."""
@@ -293,21 +315,24 @@ def run_stage(problem: Problem, face: FaceParameters, stage: Stage) -> Solution:
     """Run one stage from a face."""
     row = stage.row(problem)
     if stage.solver is None:
-        names = tuple(sorted((*OBSERVATIONS, *PRIORS, *problem.extra)))
+        names = tuple(sorted(row.weights))
         solution = _run_compiled(problem, face, row)
         made = int(solution.steps) + 1
         return dataclasses.replace(
             solution, history=solution.history[:made], history_steps=solution.history_steps[:made], names=names
         )
     terms, face = stage_terms(problem, face, row)
-    counting: Mapping[str, AbstractTerm] = {n: t for n, t in terms.items() if n not in stage.without}
+    counting: Terms = {n: t for n, t in terms.items() if n not in stage.without}
     return solve(counting, face, row.free, stage.solver)
 
 
 def run_segments(problem: Problem, face: FaceParameters, stage: Stage) -> Segmented:
     """Run a stage that refines the segments of a face alone; the face itself stays."""
-    if stage.segments is None or not stage.segments > 0:
-        raise ValueError(f"stage {stage.name!r}: got segments={stage.segments}, expected a positive deviation.")
+    if stage.segments is None:
+        raise ValueError(
+            f"run_segments: stage {stage.name!r} has segments=None, expected a deviation, such as 0.25. "
+            "Run it with run_stage."
+        )
     row = stage.row(problem)
     terms, face = stage_terms(problem, face, row)
     return refine_segments(problem, face, row, terms, jnp.asarray(stage.segments, jnp.float32))

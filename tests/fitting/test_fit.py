@@ -10,11 +10,12 @@ from PIL import Image
 from test_detection import MIRROR
 
 from fitting.detection import Face, LandmarkNoise
-from fitting.energies import INNER_LIPS, relative_term
+from fitting.energies import INNER_LIPS, BlockPrior, relative_term
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError
 from fitting.observation import Photo
 from fitting.schedule import coarse_to_fine
+from fitting.solvers import LevenbergMarquardt
 from fitting.terms import linearise_all
 from morphable.colour import linear_to_srgb
 from renderer.camera import Pinhole
@@ -256,3 +257,65 @@ def test_other_starts_are_kept_only_where_their_energy_is_less(head, fitter, pho
 def test_an_empty_plan_is_refused(fitter, photo, face):
     with pytest.raises(ValueError, match=r"empty plan, expected at least one stage.*coarse_to_fine"):
         fitter.fit(photo, face, stages=())
+
+
+def test_a_stage_with_a_solver_and_terms_of_its_own_can_be_restarted(fitter, photo, face):
+    wrong = face.landmarks.copy()
+    wrong[np.random.default_rng(0).choice(68, 12, replace=False)] += 600.0
+    pose, landmarks = coarse_to_fine()[:2]
+    own = dataclasses.replace(landmarks, solver=LevenbergMarquardt(steps=8), without=("photometric", "jaw"))
+    fit = fitter.fit(photo, dataclasses.replace(face, landmarks=wrong), stages=(pose, own))
+    assert [stage["name"] for stage in fit.stages] == ["pose", "landmarks", "other starts"]
+    before, after = (sum(stage["energies"].values()) for stage in fit.stages[1:])
+    assert after < before and fit.energies["jaw"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"segments": 0.0}, "'photo, fine': got segments=0.0, expected a positive deviation"),
+        ({"steps": 48}, r"'photo, fine': got 48 steps, expected 0..47.*solver=LevenbergMarquardt\(steps=48\)"),
+        ({"free": ("nose",)}, "unknown parameter block 'nose'"),
+    ],
+)
+def test_a_mistake_in_the_last_stage_shows_before_the_first_has_run(fitter, photo, face, change, said):
+    *others, last = coarse_to_fine()
+    ran = []
+    with pytest.raises(ValueError, match=said):
+        fitter.fit(
+            photo, face, (*others, dataclasses.replace(last, **change)), progress=lambda stage, *_: ran.append(stage)
+        )
+    assert ran == []
+
+
+def test_segments_come_last(fitter, photo, face):
+    whole = coarse_to_fine()[0]
+    alone = dataclasses.replace(whole, segments=0.25)
+    with pytest.raises(ValueError, match="segments alone, expected a stage of the whole face"):
+        fitter.fit(photo, face, (alone,))
+    with pytest.raises(ValueError, match="after one of segments.*Put segments last"):
+        fitter.fit(photo, face, (whole, alone, whole))
+
+
+def test_a_stage_with_its_own_solver_takes_its_own_number_of_steps(fitter, photo, face):
+    problem, *_ = fitter.problem(photo, face)
+    own = dataclasses.replace(coarse_to_fine()[1], steps=100, solver=LevenbergMarquardt(steps=100))
+    own.row(problem)
+    with pytest.raises(ValueError, match="got 100 steps"):  # segments know no solver but the compiled one
+        dataclasses.replace(own, segments=0.25).row(problem)
+
+
+def test_hidden_landmarks_have_no_place(fitter, photo, face):
+    points = face.landmarks.copy()
+    points[61] = np.nan
+    problem, *_ = fitter.problem(photo, dataclasses.replace(face, landmarks=points))
+    np.testing.assert_array_equal(np.isnan(problem.visible_px).all(axis=1), np.arange(68) == 61)
+    np.testing.assert_array_equal(np.delete(problem.visible_px, 61, axis=0), np.delete(problem.points_px, 61, axis=0))
+    term = relative_term(problem.model.landmarks, problem.visible_px, INNER_LIPS, 0.2, problem.centre)
+    assert np.isinf(term.sigma_px).tolist() == [61 in pair for pair in INNER_LIPS]
+
+
+def test_a_term_cannot_take_the_name_of_another(fitter, photo, face):
+    prior = BlockPrior("identity", jnp.zeros(1), jnp.ones(1))
+    with pytest.raises(ValueError, match="got a term named 'identity', which every fit has.*Rename"):
+        fitter.fit(photo, face, terms={"identity": prior})
