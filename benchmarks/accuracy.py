@@ -18,7 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphable  # noqa: E402
-from fitting.detection import LANDMARK_NOISE, Face, detect_faces  # noqa: E402
+from fitting.detection import LANDMARK_NOISE, Face, NoFaceError, detect_faces  # noqa: E402
 from fitting.evaluation import FaceMesh, landmark_errors, mean_face, scan_to_mesh  # noqa: E402
 from fitting.fit import Fitter, Settings  # noqa: E402
 from fitting.ground_truth import read_scan  # noqa: E402
@@ -46,7 +46,7 @@ def main():
 
 
 class Detections:
-    """Largest face of each photo, kept in a file so that a sweep detects once."""
+    """dlib's largest face of each photo, kept in a file so that a sweep detects once."""
 
     def __init__(self, path):
         self.path, self.known = path, {}
@@ -54,10 +54,11 @@ class Detections:
             with np.load(path) as file:
                 self.known = {k: file[k] for k in file.files}
 
-    def __call__(self, key, photo) -> Face | None:
+    def __call__(self, key, photo, near=None) -> Face | None:
+        """None where there is no face; with the box `near` the face is in it where dlib finds none close by."""
         if key not in self.known:
             try:
-                face = detect_faces(photo)[0]
+                face = self._detected(photo, near)
                 self.known[key] = np.concatenate([np.reshape(face.box, (2, 2)), face.landmarks, [[face.spread, 0]]])
             except ValueError as error:
                 print(key, error)
@@ -67,6 +68,17 @@ class Detections:
             return None
         box = tuple(float(v) for v in stored[:2].ravel())
         return Face(box, stored[2:70], "dlib-hog", 1.0, LANDMARK_NOISE["dlib"], spread=float(stored[70, 0]))
+
+    def _detected(self, photo, near) -> Face:
+        try:
+            face = detect_faces(photo)[0]
+        except NoFaceError:
+            if near is None:
+                raise
+        else:
+            if near is None or np.abs(np.subtract(face.box, near)).max() <= 0.5 * (near[2] - near[0]):
+                return face
+        return detect_faces(photo, box=near)[0]
 
     def save(self):
         if self.path is not None:

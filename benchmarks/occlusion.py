@@ -18,15 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import morphable
-from fitting.detection import LANDMARK_NOISE, Face, NoFaceError, detect_faces
+from benchmarks.accuracy import Detections
+from fitting.detection import Face
 from fitting.energies import project
 from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
-from fitting.fit import Fitter
+from fitting.fit import Fit, Fitter
 from fitting.ground_truth import read_scan
 from fitting.observation import Photo, crop, read_photo
 from fitting.occluders import KINDS, paint_occluder
-from fitting.occlusion import DETECTOR_NOISE, OcclusionModel, occlusion_model
-from fitting.schedule import Problem, coarse_to_fine, run_stage
+from fitting.parameters import FaceParameters
+from fitting.schedule import Problem, coarse_to_fine
 
 _HAIRLINE_MM = 35  # above the brows
 
@@ -40,22 +41,17 @@ def main():
     parser.add_argument("--kinds", nargs="+", default=["clear", *KINDS], choices=["clear", *KINDS])
     parser.add_argument("--subjects", nargs="+", help="names of folders; all by default")
     parser.add_argument("--detections", type=Path, help="npz that keeps dlib's answers between runs")
-    parser.add_argument("--noise", type=float, help="factor on visible landmarks' noise; DETECTOR_NOISE for dlib's")
     args = parser.parse_args()
-    if args.noise is None:
-        args.noise = DETECTOR_NOISE if args.landmarks == "dlib" else 1.0
     fitter = Fitter(morphable.load())
-    occlusion = occlusion_model(fitter.model, fitter.solver_model)
-    answers = _Answers(args.detections)
+    detections = Detections(args.detections)
     rows: dict[str, list[_Row]] = {kind: [] for kind in args.kinds}
     for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
         if args.subjects and folder.name not in args.subjects:
             continue
         for kind in args.kinds:
-            case = _case(folder, kind, args, answers)
-            rows[kind].append(_measure(fitter, occlusion, case, folder / "gt.npz", args.noise))
+            rows[kind].append(_measure(fitter, _case(folder, kind, args, detections), folder / "gt.npz"))
             print(f"{folder.name} {kind:10s} {rows[kind][-1]}", flush=True)
-    answers.save()
+    detections.save()
     clear = rows.get("clear")
     for kind in args.kinds:
         mean = _mean(rows[kind])
@@ -100,33 +96,7 @@ class _Case:
     hidden: np.ndarray  # landmarks under the occluder
 
 
-class _Answers:
-    """dlib's landmarks, kept in a file: looking for a covered face takes seconds."""
-
-    def __init__(self, path):
-        self.path, self.known = path, {}
-        if path is not None and path.exists():
-            with np.load(path) as file:
-                self.known = {key: file[key] for key in file.files}
-
-    def __call__(self, key, photo, box) -> np.ndarray:
-        """Rows of box (2) and landmarks (68); in the given box where dlib finds no face of its own near it."""
-        if key not in self.known:
-            try:
-                face = detect_faces(photo)[0]
-            except NoFaceError:
-                face = None
-            if face is None or (box is not None and np.abs(np.subtract(face.box, box)).max() > 0.5 * (box[2] - box[0])):
-                face = detect_faces(photo, box=box)[0]
-            self.known[key] = np.concatenate([np.reshape(face.box, (2, 2)), face.landmarks])
-        return self.known[key]
-
-    def save(self):
-        if self.path is not None:
-            np.savez(self.path, **self.known)
-
-
-def _case(folder: Path, kind: str, args, answers: _Answers) -> _Case:
+def _case(folder: Path, kind: str, args, detections: Detections) -> _Case:
     gt = np.load(folder / "gt.npz")
     index = list(gt["names"]).index(args.view)
     photo, landmarks = read_photo(folder / f"{args.view}.jpg"), gt["lmk2d"][index].astype(float)
@@ -141,49 +111,36 @@ def _case(folder: Path, kind: str, args, answers: _Answers) -> _Case:
         face = Face.from_landmarks(np.where((gt["lmk_vis"][index] > 0)[:, None] & ~hidden[:, None], landmarks, np.nan))
     else:
         key = f"{folder.name}|{args.view}"
-        clear = answers(key, bare, None)
-        found = clear if kind == "clear" else answers(f"{key}|{kind}|{args.seed}", photo, tuple(clear[:2].ravel()))
-        face = Face(tuple(found[:2].ravel()), found[2:], "dlib-hog", 1.0, LANDMARK_NOISE["dlib"])
+        face = detections(key, bare)
+        if face is not None and kind != "clear":
+            face = detections(f"{key}|{kind}|{args.seed}", photo, near=face.box)
+        if face is None:
+            raise ValueError(
+                f"{folder / args.view}.jpg: dlib finds no face, expected one. Name the other --subjects, or use "
+                "--landmarks true."
+            )
     return _Case(photo, mask, face, hidden)
 
 
-def fit_with_labels(problem: Problem, first, occlusion: OcclusionModel | None, noise: float = 1.0):
-    """The default plan with labels between its stages: face, last labels, seconds of the first labelling."""
-    pose, landmarks, coarse, fine = coarse_to_fine()
-    face = run_stage(problem, run_stage(problem, first, pose).face, landmarks).face
-    labels, seconds, bare = None, 0.0, problem
-    if occlusion is not None:
-        began = time.perf_counter()
-        labels = occlusion(bare, face)
-        seconds = time.perf_counter() - began
-        if labels.found:  # landmarks on an occluder have pulled the face: again without them
-            problem = labels.applied_to(bare, noise)
-            face = run_stage(problem, run_stage(problem, first, pose).face, landmarks).face
-            labels = occlusion(bare, face)
-            problem = labels.applied_to(bare, noise)
-    face = run_stage(problem, face, coarse).face
-    if occlusion is not None and labels is not None and labels.found:
-        labels = occlusion(bare, face)
-        problem = labels.applied_to(bare, noise)
-    return run_stage(problem, face, fine).face, labels, seconds
-
-
-def _measure(fitter: Fitter, occlusion: OcclusionModel, case: _Case, truth: Path, noise: float) -> _Row:
-    problem, first, box = fitter.problem(case.photo, case.face)
+def _measure(fitter: Fitter, case: _Case, truth: Path) -> _Row:
+    problem, _, box = fitter.problem(case.photo, case.face)
     scan, mean = read_scan(truth, mask="face_mask_core"), mean_face(fitter.model)
 
-    def score(face) -> float:
-        neutral = np.asarray(fitter.model.neutral(face.identity), float)
-        landmarks = np.asarray(fitter.model.landmarks(fitter.model.neutral(face.identity)), float)
+    def score(fit: Fit) -> float:
+        neutral, landmarks = fit.neutral_vertices.astype(float), fit.neutral_landmarks3d.astype(float)
         return scan_to_mesh(scan, FaceMesh(neutral, mean.triangles, landmarks)).median
 
-    without = score(fit_with_labels(problem, first, None)[0])
-    face, labels, seconds = fit_with_labels(problem, first, occlusion, noise)
-    assert labels is not None
+    without = fitter.fit(case.photo, case.face)
+    labelled = fitter.fit(case.photo, case.face, coarse_to_fine(label=True))
+    face, labels = labelled.parameters, labelled.labels
+    assert face is not None and labels is not None  # the plan asks for them
+    began = time.perf_counter()
+    fitter.occlusion(problem, face)
+    seconds = time.perf_counter() - began
     size = fitter.settings.image_size
     mask = crop(case.mask, tuple(box), size) > 0.5
     found = (labels.face_probability < 0.5) & labels.covered
-    below = labels.covered & _below_hairline(fitter, face, problem)
+    below = labels.covered & _below_hairline(face, problem)
     iou = lambda where: (found & mask & where).sum() / max(((found | mask) & where).sum(), 1)  # noqa: E731
     dropped = labels.landmark_hidden > 0.5
     known = np.isfinite(np.asarray(problem.sigma_px))
@@ -196,12 +153,12 @@ def _measure(fitter: Fitter, occlusion: OcclusionModel, case: _Case, truth: Path
         share(case.hidden & known),
         share(~case.hidden & known),
         1e3 * seconds,
-        without,
-        score(face),
+        score(without),
+        score(labelled),
     )
 
 
-def _below_hairline(fitter: Fitter, face, problem: Problem) -> np.ndarray:
+def _below_hairline(face: FaceParameters, problem: Problem) -> np.ndarray:
     """Rows of the crop below a line through the head, `_HAIRLINE_MM` above the brows."""
     brows = np.asarray(problem.model.landmarks.positions(face.identity, face.expression))[17:27]
     above = jnp.asarray(brows + np.array([0, _HAIRLINE_MM, 0], np.float32))
