@@ -132,7 +132,8 @@ class ClipWriter:
 
         height, width = pixels.shape[:2]
         if self._container is None:
-            self._open(av, width + width % 2, height + height % 2)
+            self._container = self._opened(av)
+            self._stream = self._added_stream(av, width + width % 2, height + height % 2)
         if (width + width % 2, height + height % 2) != (self._stream.width, self._stream.height):
             raise VideoError(
                 f"{self.path}: got a frame of {width} x {height} pixels, expected {self._stream.width} x "
@@ -146,26 +147,29 @@ class ClipWriter:
         self._last = frame.pts
         self._container.mux(self._stream.encode(frame))
 
-    def _open(self, av, width: int, height: int) -> None:
+    def _opened(self, av: Any) -> Any:
         try:
             # The container must keep our clock, or it rounds uneven times to the nominal rate.
             options = {"movflags": "+faststart", "video_track_timescale": str(_TICKS)}
-            self._container = av.open(str(self._partial), "w", format="mp4", options=options)
+            return av.open(str(self._partial), "w", format="mp4", options=options)
         except (OSError, ValueError) as cause:
             raise VideoError(f"{self.path}: cannot be written ({cause}), expected a free name in a folder.") from cause
+
+    def _added_stream(self, av: Any, width: int, height: int) -> Any:
         codec = next((name for name in ("libx264", "libopenh264", "mpeg4") if name in av.codecs_available), "mpeg4")
         rate = Fraction(self._rate).limit_denominator(1001)
-        self._stream = self._container.add_stream(codec, rate=rate)
-        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
-        self._stream.time_base = Fraction(1, _TICKS)
-        context = self._stream.codec_context
+        stream = self._container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = Fraction(1, _TICKS)
+        context = stream.codec_context
         context.time_base = Fraction(1, _TICKS)
         context.colorspace, context.color_range = 1, 1
         context.color_primaries, context.color_trc = 1, 1
         if codec == "libx264":
-            self._stream.options = {"crf": str(self._quality), "preset": "veryfast"}
+            stream.options = {"crf": str(self._quality), "preset": "veryfast"}
         else:
-            self._stream.bit_rate = 8 * width * height
+            stream.bit_rate = 8 * width * height
+        return stream
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -249,9 +253,7 @@ def _decoded(container: Any, stream: Any, path: str | os.PathLike, damage: list[
             if in_a_row > _DAMAGED_IN_A_ROW:
                 break
             continue
-        for frame in frames:
-            # Time stamps before zero lie outside of the edit list; FFmpeg itself drops what players do not show.
-            yield frame
+        yield from frames  # FFmpeg itself drops what the edit list hides
 
 
 def _displayed(frame: Any, size: tuple[int, int] | None) -> UInt8[np.ndarray, "height width 3"]:
