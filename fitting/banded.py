@@ -19,6 +19,8 @@ Blocks = Float[np.ndarray, "frame n n"]
 Ties = Float[np.ndarray, "tie n n"]
 Rows = Float[np.ndarray, "frame n"]
 
+_PASSES = 12  # at most; two for a step that meets no bound
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
@@ -74,11 +76,12 @@ def solve_chain(diagonal: Blocks, ties: Ties, right: Rows) -> Rows:
     return out
 
 
-def bounded_step(chain: Chain, free: Bool[np.ndarray, " n"], low: Rows, high: Rows, damping: float) -> Rows:
+def bounded_step(chain: Chain, free: Bool[np.ndarray, "*frame n"], low: Rows, high: Rows, damping: float) -> Rows:
     """Minimiser of the damped model over the free unknowns of each frame, between bounds on the step.
 
-    Marquardt's damping scales the diagonal. Unknowns that a solution puts beyond a bound are set on it and the rest is
-    solved again: after four passes nearly all that belong there are found, and what is still outside is clipped.
+    Marquardt's damping scales the diagonal. Which unknowns rest on a bound is found by the primal-dual active set
+    method (Hintermüller, Ito & Kunisch 2003): those beyond a bound are set on it, those pulled back inside are let go,
+    until nothing changes; it mostly takes three passes. `free` may also be a mask of each frame.
     """
     diagonal = chain.diagonal.copy()
     n = diagonal.shape[1]
@@ -92,20 +95,25 @@ def bounded_step(chain: Chain, free: Bool[np.ndarray, " n"], low: Rows, high: Ro
     gradient = chain.gradient * scale
     low, high = low / scale, high / scale
     scaled = Chain(diagonal, ties, gradient, 0.0)
-    held = np.broadcast_to(~free, gradient.shape).copy()
-    value = np.zeros_like(gradient)
-    for _ in range(4):
+    fixed = np.broadcast_to(~free, gradient.shape)
+    value, pull = np.zeros_like(gradient), np.zeros_like(gradient)
+    lower = upper = np.zeros(gradient.shape, bool)
+    for _ in range(_PASSES):
+        on_bound = np.where(upper, high, np.where(lower, low, 0.0))
+        held = fixed | lower | upper
+        on_bound = np.where(fixed, 0.0, on_bound)
         loose = ~held
-        right = np.where(loose, -gradient - scaled.times(np.where(held, value, 0.0)), value)
+        right = np.where(loose, -gradient - scaled.times(np.where(held, on_bound, 0.0)), on_bound)
         blocks = np.where(loose[:, :, None] & loose[:, None, :], diagonal, 0.0)
         blocks[:, index, index] = np.where(loose, blocks[:, index, index], 1.0)
         between = np.where(loose[:-1, :, None] & loose[1:, None, :], ties, 0.0)
         value = solve_chain(blocks, between, right)
-        outside = loose & ((value < low) | (value > high))
-        value = np.clip(value, low, high)
-        if not outside.any():
+        pull = np.where(lower | upper, -(gradient + scaled.times(value)), 0.0)  # outwards, of what is held on a bound
+        above, below = pull + (value - high) > 0, pull + (value - low) < 0
+        if (above == upper).all() and (below == lower).all():
             break
-        held |= outside
+        lower, upper = below & ~fixed, above & ~fixed
+    value = np.where(fixed, 0.0, np.clip(value, low, high))
     return value * scale
 
 
@@ -124,7 +132,7 @@ def chain_least_squares(
     move: Callable[[State, Rows], State],
     bounds: Callable[[State], tuple[Rows, Rows]],
     start: State,
-    free: Bool[np.ndarray, " n"],
+    free: Bool[np.ndarray, "*frame n"],
     steps: int = 10,
     tolerance: float = 1e-4,
     damping: float = 1e-4,
