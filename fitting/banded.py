@@ -93,15 +93,15 @@ def bounded_step(chain: Chain, free: Bool[np.ndarray, "*frame n"], low: Rows, hi
     diagonal[:, index, index] += 1e-9
     ties = chain.ties * scale[:-1, :, None] * scale[1:, None, :]
     gradient = chain.gradient * scale
+    least, most = low, high
     low, high = low / scale, high / scale
     scaled = Chain(diagonal, ties, gradient, 0.0)
     fixed = np.broadcast_to(~free, gradient.shape)
-    value, pull = np.zeros_like(gradient), np.zeros_like(gradient)
+    value = np.zeros_like(gradient)
     lower = upper = np.zeros(gradient.shape, bool)
     for _ in range(_PASSES):
-        on_bound = np.where(upper, high, np.where(lower, low, 0.0))
+        on_bound = np.where(upper, high, np.where(lower, low, 0.0))  # 0 where nothing moves
         held = fixed | lower | upper
-        on_bound = np.where(fixed, 0.0, on_bound)
         loose = ~held
         right = np.where(loose, -gradient - scaled.times(np.where(held, on_bound, 0.0)), on_bound)
         blocks = np.where(loose[:, :, None] & loose[:, None, :], diagonal, 0.0)
@@ -113,8 +113,7 @@ def bounded_step(chain: Chain, free: Bool[np.ndarray, "*frame n"], low: Rows, hi
         if (above == upper).all() and (below == lower).all():
             break
         lower, upper = below & ~fixed, above & ~fixed
-    value = np.where(fixed, 0.0, np.clip(value, low, high))
-    return value * scale
+    return np.where(fixed, 0.0, np.clip(value * scale, least, most))
 
 
 @dataclass(frozen=True, eq=False)
