@@ -21,8 +21,9 @@ from PIL import Image
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
+from fitting.animation import Animation
 from fitting.fit import Fit
-from fitting.glb import Skeleton, surface_normals, write_glb
+from fitting.glb import JointedParts, Skeleton, surface_normals, write_glb
 from fitting.observation import Photo
 from fitting.output import OutputError as OutputError
 from fitting.output import check_writable as check_writable
@@ -118,12 +119,14 @@ def write_obj(
     texture_name: str | None = None,
     groups: Mapping[str, np.ndarray] | None = None,
     note: str = "",
+    material: str | None = None,
 ) -> None:
     """Write a mesh in head space (mm) as OBJ with smooth normals, and an .mtl beside it when it has a
     texture.
 
     `groups` maps a name to the indices of its triangles; triangles of no group are left out. The vertices
-    keep their order, so vertex i of the model is vertex i + 1 of the file.
+    keep their order, so vertex i of the model is vertex i + 1 of the file. `material` names the .mtl, for meshes that
+    share one.
     """
     path = Path(path)
     normals = surface_normals(vertices, triangles)
@@ -131,9 +134,9 @@ def write_obj(
     lines += [f"# {line}\n" for line in note.splitlines()]
     textured = uv is not None and texture_name is not None
     if textured:
-        material = path.with_suffix(".mtl")
-        lines.append(f"mtllib {material.name}\n")
-        material.write_text(
+        library = path.with_suffix(".mtl") if material is None else path.with_name(material)
+        lines.append(f"mtllib {library.name}\n")
+        library.write_text(
             "newmtl head\nKa 0 0 0\nKd 1 1 1\nKs 0.04 0.04 0.04\nNs 20\nillum 2\n" + f"map_Kd {texture_name}\n"
         )
     lines.append(_rows("v %.5f %.5f %.5f\n", vertices))
@@ -169,8 +172,7 @@ def blendshapes(
     eyeLook* carry the eyeball's rotation as straight paths: exact at weights 0 and 1, where it matters most.
     mouthClose stands alone: the model limits it by jawOpen, which a viewer cannot.
     """
-    linear = np.asarray(model.expression, np.float64)
-    shapes = {name: linear[:, :, k] for k, name in enumerate(model.expression_names)}
+    shapes = _linear_shapes(model)
     skeleton = skeleton_of(model, identity)
     if model.rig is None or skeleton is None:
         return shapes
@@ -206,26 +208,58 @@ def write_head_glb(
     expression: Float[np.ndarray, " unit"] | None = None,
     texture: UInt8[np.ndarray, "height width 3"] | None = None,
     camera: Any = None,
+    *,
+    normal_map: UInt8[np.ndarray, "map_height map_width 3"] | None = None,
+    animation: Animation | None = None,
 ) -> None:
-    """Write the neutral head of one identity with all its blendshapes; the file opens in `expression`."""
+    """Write the neutral head of one identity with all its blendshapes; the file opens in `expression`.
+
+    `normal_map` is the skin's, in tangent space (`fitting.normal_map`). With an `animation` (`fitting.animate`) the
+    eyeballs are a mesh of their own that follows the eye joints, since no straight path turns an eye: then
+    the head's eyeLook* targets move the lids alone, and the eyeballs' own turn the eyes of whoever sets weights by
+    hand. `camera` is then the one of the animation's reference frame.
+    """
     weights = {} if expression is None else dict(zip(model.expression_names, expression.tolist(), strict=True))
     neutral = np.asarray(model.neutral(jnp.asarray(identity)), np.float64)
+    targets, jointed = blendshapes(model, identity), None
+    if animation is not None:
+        jointed = _eyeballs(model, targets)
+        targets = _linear_shapes(model)
     write_glb(
         path,
         neutral,
         np.asarray(model.triangles),
         np.asarray(model.uv),
         texture=texture,
+        normal_map=normal_map,
         opacity=_lash_opacity(model, neutral),
         groups=part_triangles(model),
-        targets=blendshapes(model, identity),
+        targets=targets,
         target_weights=weights,
         skeleton=skeleton_of(model, identity),
         camera=camera,
+        animation=animation,
+        jointed=jointed,
         generator=f"facefit {_version('facefit')}",
         extras={"model": _provenance(model), "mouthClose": "meant for a jawOpen at least as large"},
         copyright=f"head model {model.provenance.name}: {model.provenance.licence}",
     )
+
+
+def _linear_shapes(model: MorphableModel) -> dict[str, Float[np.ndarray, "vertex 3"]]:
+    """Displacement of every vertex (mm) at weight 1 of each expression unit, without what joints do."""
+    linear = np.asarray(model.expression, np.float64)
+    return {name: linear[:, :, k] for k, name in enumerate(model.expression_names)}
+
+
+def _eyeballs(model: MorphableModel, shapes: Mapping[str, np.ndarray]) -> JointedParts | None:
+    """The parts that follow a joint of the gaze alone, with the units that turn them."""
+    if model.rig is None:
+        return None
+    gazing = np.asarray(model.rig.weights)[:, np.unique(np.asarray(model.rig.gaze.joints))].max(axis=1)
+    parts = [name for name in model.part_names if np.all(gazing[model.part(name).vertices] > 0.999)]
+    units = [model.expression_names[unit] for unit in np.asarray(model.rig.gaze.units).tolist()]
+    return JointedParts(tuple(parts), {unit: shapes[unit] for unit in dict.fromkeys(units)}) if parts else None
 
 
 def _lash_opacity(model: MorphableModel, vertices: Float[np.ndarray, "vertex 3"]) -> Float[np.ndarray, " vertex"]:

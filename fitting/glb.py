@@ -1,4 +1,4 @@
-"""One binary glTF of a head: skinned, with named morph targets, its texture inside, and the photo's camera.
+"""One binary glTF of a head: skinned, with named morph targets, its maps inside, the photo's camera, and an animation.
 
 Head space has glTF's axes already (+x subject's left, +y up, +z out of the face) and UV its origin (top
 left); glTF counts in metres, so lengths are divided by 1000 here and nowhere else.
@@ -9,16 +9,21 @@ import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from fitting.animation import Animation, continuous_quaternions
 
 _MILLIMETRES_PER_METRE = 1000.0
-# A displacement below this is the rounding of the stored basis (a micrometre), not a movement; a normal turned by
-# less than four degrees is not worth its bytes.
-_STILL_MM, _TURNED = 1e-3, 0.07
+# Displacements below this are left out: all 52 of them together stay below a hundredth of a millimetre. A normal
+# turned by less than four degrees is not worth its bytes.
+_STILL_MM, _TURNED = 1e-4, 0.07
+HEAD_POSE = "head_pose"  # the node above the skeleton that an animation moves through the world
+VERTEX_ID = "_VERTEX_ID"  # each point's number in the arrays that were written: primitives have an order of their own
 
 # glTF 2.0 enumerations (section 5 of the specification)
 _BYTE_TYPES = {"f4": 5126, "u1": 5121, "u2": 5123, "u4": 5125}
@@ -46,6 +51,18 @@ class Skeleton:
             raise ValueError(f"skeleton: parents {self.parents}; expected one root (-1) and parents before children.")
 
 
+@dataclasses.dataclass(frozen=True)
+class JointedParts:
+    """Parts that joints alone move while an animation plays, such as eyeballs, which turn and do not stretch.
+
+    They become a mesh of their own. Its morph targets, straight stand-ins for the joints' rotations, serve whoever sets
+    weights by hand; the animation leaves them at 0.
+    """
+
+    parts: tuple[str, ...]
+    targets: Mapping[str, np.ndarray]  # displacement of every vertex, mm at weight 1
+
+
 # How each part answers light: roughness, and whether its back is seen (lashes are sheets; the skin ends
 # in an open collar). Names are matched by their beginning, so lashes_left and lashes_right share one
 # material.
@@ -65,100 +82,111 @@ def write_glb(
     uv: Float[np.ndarray, "vertex 2"],
     *,
     texture: UInt8[np.ndarray, "height width 3"] | None = None,
+    normal_map: UInt8[np.ndarray, "map_height map_width 3"] | None = None,
     opacity: Float[np.ndarray, " vertex"] | None = None,
     groups: Mapping[str, np.ndarray] | None = None,
     targets: Mapping[str, np.ndarray] | None = None,
     target_weights: Mapping[str, float] | None = None,
     skeleton: Skeleton | None = None,
     camera: Any = None,
+    animation: Animation | None = None,
+    jointed: JointedParts | None = None,
     generator: str = "facefit",
     copyright: str | None = None,
     extras: Mapping[str, Any] | None = None,
     jpeg_quality: int = 90,
     morph_normals: bool = True,
 ) -> None:
-    """Write one binary glTF: a skinned mesh with named morph targets, its texture inside, and the photo's
-    camera.
+    """Write one binary glTF: a skinned mesh with named morph targets, its maps inside, the photo's camera, and what
+    the head does over time.
 
     `groups` (part name -> triangle indices) become primitives with a material each; where their `opacity` is
-    below 1 they are blended. `targets` maps a
+    below 1 they are blended. `normal_map` (tangent space, see `fitting.normal_map`) is the skin's. `targets` maps a
     blendshape to the displacement of every vertex (mm) at weight 1; only moved vertices are stored.
     `target_weights` are the weights the file opens with. `camera` is a pinhole camera with `to_opencv()`,
     `height` and `width`; glTF has no principal point, so the file's camera looks along the axis and the
     exact K stands in its extras.
+
+    With an `animation` the camera stands still, and the node `head_pose` above the skeleton moves; the file rests as
+    without it, so in head space. The groups named by `jointed` become a second mesh, which the animation's weights do
+    not move. Raises ValueError for arrays that do not fit each other, and for units or joints of the animation that
+    the file does not have.
     """
     import pygltflib as g
 
     vertices = np.asarray(vertices, np.float64)
+    groups = groups or {"skin": np.arange(len(triangles))}
     targets = {name: np.asarray(value, np.float64) for name, value in (targets or {}).items()}
-    for name, value in targets.items():
+    apart = {} if jointed is None else {name: np.asarray(v, np.float64) for name, v in jointed.targets.items()}
+    for name, value in [*targets.items(), *apart.items()]:
         if value.shape != vertices.shape:
             raise ValueError(
                 f"morph target {name}: shape {value.shape}, expected that of the vertices {vertices.shape}."
             )
-    normals = surface_normals(vertices, triangles)
-    normal_changes = {}
-    if morph_normals:
-        for name, value in targets.items():
-            normal_changes[name] = surface_normals(vertices + value, triangles) - normals
+    if animation is not None:
+        _check_animation(animation, tuple(targets), () if skeleton is None else skeleton.names)
 
     file = _GlbBuilder(g)
-    primitives, materials = [], {}
-    image = None if texture is None else file.texture(texture, jpeg_quality)
-    for part, chosen in (groups or {"skin": slice(None)}).items():
-        used, local = np.unique(triangles[chosen], return_inverse=True)
-        if len(used) == 0:
-            continue
-        kind = next((k for k in _MATERIALS if part.startswith(k)), "skin")
-        blended = opacity is not None and float(opacity[used].min()) < 1.0
-        if kind not in materials:
-            materials[kind] = file.material(kind, image, blended=blended, **_MATERIALS[kind])
-        attributes = g.Attributes(
-            POSITION=file.accessor(_metres(vertices[used]), "f4", bounds=True, target=_ARRAY_BUFFER),
-            NORMAL=file.accessor(normals[used], "f4", target=_ARRAY_BUFFER),
-            TEXCOORD_0=file.accessor(uv[used], "f4", target=_ARRAY_BUFFER),
-        )
-        if opacity is not None and blended:
-            colours = np.full((len(used), 4), 255, np.uint8)
-            colours[:, 3] = np.rint(255 * np.clip(opacity[used], 0.0, 1.0))
-            attributes.COLOR_0 = file.accessor(colours, "u1", normalized=True, target=_ARRAY_BUFFER)
-        if skeleton is not None:
-            joints, weights = _four_influences(skeleton.weights[used])
-            attributes.JOINTS_0 = file.accessor(joints, "u1", target=_ARRAY_BUFFER)
-            attributes.WEIGHTS_0 = file.accessor(weights, "u2", normalized=True, target=_ARRAY_BUFFER)
-        index_type = "u2" if len(used) < 65535 else "u4"
-        indices = file.accessor(local.reshape(-1, 1), index_type, target=_ELEMENT_ARRAY_BUFFER)
-        morphs = []
-        for name, value in targets.items():
-            moved = np.flatnonzero(np.abs(value[used]).max(axis=1) > _STILL_MM)
-            target = {"POSITION": file.sparse(_metres(value[used]), moved)}
-            if morph_normals:
-                turned = np.flatnonzero(np.abs(normal_changes[name][used]).max(axis=1) > _TURNED)
-                target["NORMAL"] = file.sparse(normal_changes[name][used], turned)
-            morphs.append(target)
-        primitives.append(
-            g.Primitive(attributes=attributes, indices=indices, material=materials[kind], targets=morphs, mode=4)
-        )
-    mesh = g.Mesh(name="head", primitives=primitives)
-    if targets:
-        mesh.extras = {"targetNames": list(targets)}
-        mesh.weights = [float((target_weights or {}).get(name, 0.0)) for name in targets]
-    file.gltf.meshes.append(mesh)
+    image = None if texture is None else file.texture("albedo", _jpeg(texture, jpeg_quality), "image/jpeg")
+    relief = None if normal_map is None else file.texture("normal", _png(normal_map), "image/png")
+    normals = surface_normals(vertices, triangles)
+    tangents = None if normal_map is None else surface_tangents(vertices, triangles, uv, normals)
+    shape = _Shape(vertices, triangles, uv, normals, tangents, opacity, skeleton, morph_normals)
+    own = set() if jointed is None else set(jointed.parts)
+    file.mesh("head", shape, {k: v for k, v in groups.items() if k not in own}, targets, target_weights, image, relief)
+    if own:
+        file.mesh("jointed", shape, {k: v for k, v in groups.items() if k in own}, apart, None, image, relief)
 
-    head = g.Node(name="head_mesh", mesh=0)
-    file.gltf.nodes.append(head)
-    roots = [0]
-    if skeleton is not None:
-        head.skin = 0
+    roots = list(range(len(file.gltf.nodes)))
+    if animation is not None:  # a skinned mesh stays where its joints are: only a plain one is moved by its parent
+        still = roots if skeleton is not None else []
+        children = [file.skin(skeleton)] if skeleton is not None else roots
+        file.gltf.nodes.append(g.Node(name=HEAD_POSE, children=children))
+        roots = [*still, len(file.gltf.nodes) - 1]
+    elif skeleton is not None:
         roots.append(file.skin(skeleton))
     if camera is not None:
         roots.append(file.camera(camera))
+    if animation is not None:
+        file.animation(animation, tuple(targets))
     file.gltf.scenes.append(g.Scene(name="facefit", nodes=roots))
     file.gltf.scene = 0
     file.gltf.asset = g.Asset(version="2.0", generator=generator, copyright=copyright)
     if extras:
         file.gltf.asset.extras = dict(extras)
     file.save(path)
+
+
+def _check_animation(animation: Animation, targets: tuple[str, ...], joints: tuple[str, ...]) -> None:
+    for what, wanted, there in (("units", animation.units, targets), ("joints", animation.joints, joints)):
+        missing = [name for name in wanted if name not in there]
+        if missing:
+            raise ValueError(f"animation: {what} {missing} are not among the file's {list(there)}.")
+
+
+class _Shape(NamedTuple):
+    """The arrays of all vertices, from which every primitive takes its own."""
+
+    vertices: Float[np.ndarray, "vertex 3"]
+    triangles: Int[np.ndarray, "triangle 3"]
+    uv: Float[np.ndarray, "vertex 2"]
+    normals: Float[np.ndarray, "vertex 3"]
+    tangents: Float[np.ndarray, "vertex 4"] | None
+    opacity: Float[np.ndarray, " vertex"] | None
+    skeleton: Skeleton | None
+    morph_normals: bool
+
+
+def _jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")  # JPEG's blocks would show as dents
+    return stream.getvalue()
 
 
 def _metres(millimetres: np.ndarray) -> np.ndarray:
@@ -263,35 +291,128 @@ class _GlbBuilder:
             sparse = self.gltf.accessors[number].sparse
             sparse.indices.bufferView, sparse.values.bufferView = index_view, value_view
 
-    def texture(self, pixels: UInt8[np.ndarray, "height width 3"], quality: int) -> int:
-        stream = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "JPEG", quality=quality, subsampling=0)
+    def mesh(
+        self,
+        name: str,
+        shape: _Shape,
+        groups: Mapping[str, np.ndarray],
+        targets: Mapping[str, np.ndarray],
+        opening: Mapping[str, float] | None,
+        image: int | None,
+        relief: int | None,
+    ) -> None:
+        """A mesh with a primitive for each group, and the node that shows it."""
         g = self.g
-        self.gltf.images.append(g.Image(name="albedo", mimeType="image/jpeg", bufferView=self.view(stream.getvalue())))
-        # The map is one chart with its border on the square's: wrapping would bleed one side into the
-        # other.
-        self.gltf.samplers.append(
-            g.Sampler(magFilter=_LINEAR, minFilter=_LINEAR_MIPMAP_LINEAR, wrapS=_CLAMP, wrapT=_CLAMP)
-        )
-        self.gltf.textures.append(g.Texture(source=0, sampler=0))
-        return 0
+        normal_changes = {}
+        if shape.morph_normals:
+            for target, value in targets.items():
+                normal_changes[target] = surface_normals(shape.vertices + value, shape.triangles) - shape.normals
+        primitives = []
+        for part, chosen in groups.items():
+            used, local = np.unique(shape.triangles[chosen], return_inverse=True)
+            if len(used) == 0:
+                continue
+            kind = next((k for k in _MATERIALS if part.startswith(k)), "skin")
+            blended = shape.opacity is not None and float(shape.opacity[used].min()) < 1.0
+            attributes = g.Attributes(
+                POSITION=self.accessor(_metres(shape.vertices[used]), "f4", bounds=True, target=_ARRAY_BUFFER),
+                NORMAL=self.accessor(shape.normals[used], "f4", target=_ARRAY_BUFFER),
+                TEXCOORD_0=self.accessor(shape.uv[used], "f4", target=_ARRAY_BUFFER),
+            )
+            if shape.tangents is not None and kind == "skin":
+                attributes.TANGENT = self.accessor(shape.tangents[used], "f4", target=_ARRAY_BUFFER)
+            # float, since glTF has no 32-bit integers for vertices; exact up to 16 million of them
+            setattr(attributes, VERTEX_ID, self.accessor(used[:, None], "f4", target=_ARRAY_BUFFER))
+            if shape.opacity is not None and blended:
+                colours = np.full((len(used), 4), 255, np.uint8)
+                colours[:, 3] = np.rint(255 * np.clip(shape.opacity[used], 0.0, 1.0))
+                attributes.COLOR_0 = self.accessor(colours, "u1", normalized=True, target=_ARRAY_BUFFER)
+            if shape.skeleton is not None:
+                joints, weights = _four_influences(shape.skeleton.weights[used])
+                attributes.JOINTS_0 = self.accessor(joints, "u1", target=_ARRAY_BUFFER)
+                attributes.WEIGHTS_0 = self.accessor(weights, "u2", normalized=True, target=_ARRAY_BUFFER)
+            index_type = "u2" if len(used) < 65535 else "u4"
+            indices = self.accessor(local.reshape(-1, 1), index_type, target=_ELEMENT_ARRAY_BUFFER)
+            morphs = []
+            for target, value in targets.items():
+                moved = np.flatnonzero(np.abs(value[used]).max(axis=1) > _STILL_MM)
+                morph = {"POSITION": self.sparse(_metres(value[used]), moved)}
+                if shape.morph_normals:
+                    turned = np.flatnonzero(np.abs(normal_changes[target][used]).max(axis=1) > _TURNED)
+                    morph["NORMAL"] = self.sparse(normal_changes[target][used], turned)
+                morphs.append(morph)
+            material = self.material(kind, image, relief if kind == "skin" else None, blended)
+            primitives.append(
+                g.Primitive(attributes=attributes, indices=indices, material=material, targets=morphs, mode=4)
+            )
+        if not primitives:
+            return
+        mesh = g.Mesh(name=name, primitives=primitives)
+        if targets:
+            mesh.extras = {"targetNames": list(targets)}
+            mesh.weights = [float((opening or {}).get(target, 0.0)) for target in targets]
+        self.gltf.meshes.append(mesh)
+        skin = 0 if shape.skeleton is not None else None
+        self.gltf.nodes.append(g.Node(name=f"{name}_mesh", mesh=len(self.gltf.meshes) - 1, skin=skin))
 
-    def material(self, name: str, texture: int | None, roughness: float, double_sided: bool, blended: bool) -> int:
+    def texture(self, name: str, data: bytes, mime: str) -> int:
         g = self.g
-        surface = g.PbrMetallicRoughness(metallicFactor=0.0, roughnessFactor=roughness)
+        self.gltf.images.append(g.Image(name=name, mimeType=mime, bufferView=self.view(data)))
+        if not self.gltf.samplers:
+            # The map is one chart with its border on the square's: wrapping would bleed one side into the
+            # other.
+            self.gltf.samplers.append(
+                g.Sampler(magFilter=_LINEAR, minFilter=_LINEAR_MIPMAP_LINEAR, wrapS=_CLAMP, wrapT=_CLAMP)
+            )
+        self.gltf.textures.append(g.Texture(source=len(self.gltf.images) - 1, sampler=0))
+        return len(self.gltf.textures) - 1
+
+    def material(self, kind: str, texture: int | None, relief: int | None, blended: bool) -> int:
+        """The material of a kind of part, made once."""
+        for number, material in enumerate(self.gltf.materials):
+            if material.name == kind:
+                return number
+        g = self.g
+        look = _MATERIALS[kind]
+        surface = g.PbrMetallicRoughness(metallicFactor=0.0, roughnessFactor=look["roughness"])
         if texture is not None:
             surface.baseColorTexture = g.TextureInfo(index=texture)
-        mode = "BLEND" if blended else "OPAQUE"
         self.gltf.materials.append(
             g.Material(
-                name=name,
+                name=kind,
                 pbrMetallicRoughness=surface,
-                doubleSided=double_sided,
-                alphaMode=mode,
+                normalTexture=None if relief is None else g.NormalMaterialTexture(index=relief, scale=1.0),
+                doubleSided=look["double_sided"],
+                alphaMode="BLEND" if blended else "OPAQUE",
                 alphaCutoff=None,  # only meant for the third mode
             )
         )
         return len(self.gltf.materials) - 1
+
+    def animation(self, animation: Animation, targets: tuple[str, ...]) -> None:
+        """Keys for the weights of the head's mesh, for every joint that turns, and for the head's pose."""
+        g = self.g
+        times = self.accessor(animation.times[:, None], "f4", bounds=True)
+        clip = g.Animation(name="performance", samplers=[], channels=[])
+
+        def channel(node: str, path: str, values: np.ndarray, kind: str = "f4") -> None:
+            number = next(i for i, n in enumerate(self.gltf.nodes) if n.name == node)
+            clip.samplers.append(g.AnimationSampler(input=times, output=self.accessor(values, kind)))
+            target = g.AnimationChannelTarget(node=number, path=path)
+            clip.channels.append(g.AnimationChannel(sampler=len(clip.samplers) - 1, target=target))
+
+        if targets:
+            weights = np.zeros((len(animation.times), len(targets)))
+            weights[:, [targets.index(unit) for unit in animation.units]] = animation.weights
+            channel("head_mesh", "weights", weights.reshape(-1, 1))
+        quaternions = animation.quaternions
+        for k, joint in enumerate(animation.joints):
+            if np.any(animation.rotations[:, k]):
+                channel(joint, "rotation", quaternions[:, k])
+        turns = Rotation.from_matrix(animation.T_world_head[:, :3, :3]).as_quat()
+        channel(HEAD_POSE, "rotation", continuous_quaternions(turns[:, None])[:, 0])
+        channel(HEAD_POSE, "translation", _metres(animation.T_world_head[:, :3, 3]))
+        self.gltf.animations.append(clip)
 
     def skin(self, skeleton: Skeleton) -> int:
         """Nodes for the joints and the skin that binds them; returns the root's node."""
@@ -363,3 +484,47 @@ def surface_normals(
     )
     length = np.linalg.norm(total, axis=1, keepdims=True)
     return np.where(length > 1e-12, total / np.maximum(length, 1e-12), np.array([0.0, 0.0, 1.0]))
+
+
+def surface_tangents(
+    vertices: Float[np.ndarray, "vertex 3"],
+    triangles: Int[np.ndarray, "triangle 3"],
+    uv: Float[np.ndarray, "vertex 2"],
+    normals: Float[np.ndarray, "vertex 3"],
+) -> Float[np.ndarray, "vertex 4"]:
+    """Unit tangents along which u grows, averaged by area, and in the fourth column glTF's handedness.
+
+    That is the w for which w cross(normal, tangent) points up in the map, against v.
+    """
+    along_u, along_v, area = uv_derivatives(np.asarray(vertices, np.float64), triangles, uv)
+
+    def at_vertices(values: np.ndarray) -> np.ndarray:
+        weighted = np.repeat(values * area[:, None], 3, axis=0)
+        return np.stack(
+            [np.bincount(triangles.ravel(), weighted[:, i], len(vertices)) for i in range(3)],
+            axis=1,
+        )
+
+    tangents = at_vertices(along_u)
+    tangents -= np.einsum("vi,vi->v", tangents, normals)[:, None] * normals
+    length = np.linalg.norm(tangents, axis=1, keepdims=True)
+    # Where the map has no area any direction in the surface will do, but the file must have one.
+    spare = np.cross(normals, np.where(np.abs(normals[:, [1]]) < 0.9, [[0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0]]))
+    tangents = np.where(length > 1e-9, tangents / np.maximum(length, 1e-9), spare)
+    tangents /= np.linalg.norm(tangents, axis=1, keepdims=True)
+    up = -np.einsum("vi,vi->v", np.cross(normals, tangents), at_vertices(along_v))
+    return np.concatenate([tangents, np.where(up < 0, -1.0, 1.0)[:, None]], axis=1)
+
+
+def uv_derivatives(
+    vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"], uv: Float[np.ndarray, "vertex 2"]
+) -> tuple[Float[np.ndarray, "triangle 3"], Float[np.ndarray, "triangle 3"], Float[np.ndarray, " triangle"]]:
+    """How far the surface goes (mm) along a whole side of the map, in u and in v, and the area in the map."""
+    p, q = vertices[triangles], np.asarray(uv, np.float64)[triangles]
+    e1, e2 = p[:, 1] - p[:, 0], p[:, 2] - p[:, 0]
+    d1, d2 = q[:, 1] - q[:, 0], q[:, 2] - q[:, 0]
+    twice = d1[:, 0] * d2[:, 1] - d2[:, 0] * d1[:, 1]
+    inverse = np.where(np.abs(twice) > 1e-15, 1 / np.where(np.abs(twice) > 1e-15, twice, 1.0), 0.0)[:, None]
+    along_u = (e1 * d2[:, [1]] - e2 * d1[:, [1]]) * inverse
+    along_v = (e2 * d1[:, [0]] - e1 * d2[:, [0]]) * inverse
+    return along_u, along_v, np.abs(twice) / 2

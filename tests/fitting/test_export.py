@@ -12,8 +12,10 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from fitting import export, pictures, texture_map
+from fitting.animation import Animation, animate
 from fitting.fit import Fit, Settings
-from fitting.glb import Skeleton, write_glb
+from fitting.glb import Skeleton, surface_tangents, write_glb
+from fitting.glb_reader import read_glb
 from fitting.observation import Photo
 from morphable.basis import GaussianBasis
 from morphable.landmarks import SurfacePoints
@@ -321,6 +323,133 @@ def test_obj_keeps_vertices_order_and_flips_v_once(model, tmp_path):
     assert [line for line in lines if line.startswith("g ")] == ["g skin", "g eye_left", "g eye_right"]
     assert "map_Kd texture.png" in path.with_suffix(".mtl").read_text()
     assert len(trimesh.load(path, process=False, force="mesh").faces) == len(model.triangles)
+
+
+# -- the animation, and the reader ------------------------------------------------------------------------------
+
+
+TIMES = np.array([0.04, 0.08, 0.2, 0.21, 0.5])  # a variable frame rate
+
+
+def moving_cameras():
+    """The cameras of five frames, for a head that turns and comes nearer."""
+    for k in range(5):
+        R = Rotation.from_euler("xyz", [180 + 4 * k, 10 * k - 20, 3 * k], degrees=True).as_matrix()
+        K = np.array([[800.0, 0, 150], [0, 820.0, 200], [0, 0, 1]])
+        yield Pinhole.from_opencv(K, R, np.array([3.0 * k, -5.0, 600.0 - 20 * k]), 400, 300)
+
+
+@pytest.fixture(scope="module")
+def performance(model, tmp_path_factory):
+    """An animated file, what it was made from, and it read back."""
+    rng = np.random.default_rng(5)
+    expression = rng.uniform(0, 1, (5, len(UNITS)))
+    joints = rng.normal(size=(5, 5, 3)) * [[[0.1], [0.2], [0.2], [0.0], [0.0]]]
+    cameras = list(moving_cameras())
+    path = tmp_path_factory.mktemp("glb") / "performance.glb"
+    relief = np.full((8, 8, 3), (128, 128, 255), np.uint8)
+    animation = animate(model, TIMES, expression, cameras, joints, reference=1)
+    export.write_head_glb(path, model, IDENTITY, camera=cameras[1], animation=animation, normal_map=relief)
+    return path, expression, joints, cameras, read_glb(path)
+
+
+def test_each_frame_of_the_animation_is_the_models_head_and_seen_as_its_own_camera_saw_it(model, performance):
+    _, expression, joints, cameras, head = performance
+    assert np.allclose(head.animation.times, TIMES)
+    K, R, t = (np.asarray(a, float) for a in head.camera.to_opencv())
+    for k, camera in enumerate(cameras):
+        expected = np.asarray(model.vertices(jnp.asarray(IDENTITY), jnp.asarray(expression[k]), jnp.asarray(joints[k])))
+        T = head.animation.T_world_head[k]
+        assert np.abs(head.frame(k) - (expected @ T[:3, :3].T + T[:3, 3])).max() < 1e-5 * 250  # of the head's size
+        seen = (head.frame(k) @ R.T + t) @ K.T
+        assert np.allclose(seen[:, :2] / seen[:, 2:], np.asarray(camera.project(jnp.asarray(expected))), atol=2e-3)
+    assert np.abs(head.animation.T_world_head[1] - np.eye(4)).max() < 1e-6
+
+
+def test_the_animated_file_rests_as_the_neutral_head_and_its_weights_still_turn_the_eyes(model, performance):
+    *_, head = performance
+    identity = jnp.asarray(IDENTITY)
+    assert np.allclose(head.posed(), np.asarray(model.neutral(identity)), atol=1e-4)
+    expected = np.asarray(model.vertices(identity, model.weights(eyeLookUpRight=1.0, jawOpen=0.5)))
+    assert np.abs(head.posed({"eyeLookUpRight": 1.0, "jawOpen": 0.5}) - expected).max() < 1e-5 * 250
+    assert list(head.targets) == ["head", "jointed"]
+    assert set(head.targets["jointed"]) == {"eyeLookUpLeft", "eyeLookOutLeft", "eyeLookUpRight"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_reader_poses_a_still_file_like_the_model(model, glb, seed):
+    rng = np.random.default_rng(seed)
+    weights = {name: value for name, value in zip(UNITS, rng.uniform(0, 1, len(UNITS)).tolist(), strict=True)}
+    weights["mouthClose"] *= weights["jawOpen"]  # a file cannot limit it
+    weights = {name: value for name, value in weights.items() if not name.startswith("eyeLook")}  # straight paths
+    pose = np.concatenate([rng.normal(size=(3, 3)) * 0.3, rng.normal(size=(2, 3)) * 0.3])
+    head = read_glb(glb)
+    expected = model.vertices(jnp.asarray(IDENTITY), model.weights(**weights), jnp.asarray(pose))
+    got = head.posed(weights, dict(zip(JOINTS, pose, strict=True)))
+    assert np.abs(got - np.asarray(expected)).max() < 1e-5 * 250
+
+
+def test_the_reader_returns_what_was_written(model, glb, performance):
+    path, *_, animated = performance
+    for head in (read_glb(glb), animated):
+        assert np.allclose(head.vertices, np.asarray(model.neutral(jnp.asarray(IDENTITY))), atol=1e-4)
+        rows = lambda t: sorted(map(tuple, np.asarray(t).tolist()))  # noqa: E731
+        assert rows(head.triangles) == rows(model.triangles)
+        assert np.allclose(head.uv, np.asarray(model.uv)) and head.skeleton.names == JOINTS
+        assert head.skeleton.parents == PARENTS
+        assert np.allclose(head.skeleton.weights, np.asarray(model.rig.weights), atol=2e-5)
+    assert np.allclose(list(read_glb(glb).opening.values()), np.linspace(0, 1, len(UNITS)))
+    K, R, t = _Camera().to_opencv()
+    for got, expected in zip(read_glb(glb).camera.to_opencv(), (K, R, t), strict=True):
+        assert np.allclose(got, expected, atol=1e-3)
+    assert np.all(animated.images["normal"] == (128, 128, 255)) and read_glb(glb).images["albedo"].shape == (16, 16, 3)
+
+
+def test_a_camera_that_follows_the_head_is_not_needed_for_an_animation(model, tmp_path):
+    expression = np.zeros((2, len(UNITS)))
+    export.write_head_glb(
+        tmp_path / "a.glb", model, IDENTITY, animation=animate(model, np.array([0.0, 1.0]), expression)
+    )
+    head = read_glb(tmp_path / "a.glb")
+    assert head.camera is None and np.allclose(head.frame(1), head.posed(), atol=1e-4)
+
+
+def test_tangents_follow_u_in_the_surface_and_their_handedness_points_up_the_map(model):
+    vertices, triangles = np.asarray(model.mean)[:48], np.asarray(model.triangles)[:70]
+    uv = vertices[:, :2] * [1, -1] / 200 + 0.5  # the sheet seen from the front: u to the right, v down
+    normals = np.tile([0.0, 0, 1], (48, 1))
+    tangents = surface_tangents(vertices, triangles, uv, normals)
+    assert np.allclose(tangents, [1, 0, 0, 1], atol=1e-9)
+    mirrored = surface_tangents(vertices, triangles, uv * [-1, 1], normals)
+    assert np.allclose(mirrored, [-1, 0, 0, -1], atol=1e-9)
+
+
+def test_animations_refuse_what_no_player_can_show(model, tmp_path):
+    weights = np.zeros((3, len(UNITS)))
+    with pytest.raises(ValueError, match="ascending"):
+        animate(model, np.array([0.0, 0.1, 0.1]), weights)
+    with pytest.raises(ValueError, match=r"frames \[1\] are not finite"):
+        animate(model, np.array([0.0, np.nan, 0.1]), weights)
+    with pytest.raises(ValueError, match="a weight for each frame"):
+        animate(model, np.array([0.0, 0.1, 0.2]), weights[:, :3])
+    with pytest.raises(ValueError, match="one camera for each frame"):
+        animate(model, np.array([0.0, 0.1, 0.2]), weights, cameras=[_Camera()])
+    with pytest.raises(ValueError, match="at least one"):
+        animate(model, np.zeros(0), weights[:0])
+    alien = Animation(np.zeros(1), ("wink",), np.zeros((1, 1)), (), np.zeros((1, 0, 3)), np.eye(4)[None])
+    with pytest.raises(ValueError, match="wink"):
+        export.write_head_glb(tmp_path / "head.glb", model, IDENTITY, animation=alien)
+
+
+def test_the_reader_names_a_file_that_it_cannot_read(glb, tmp_path):
+    (tmp_path / "picture.glb").write_bytes(b"\x89PNG....")
+    with pytest.raises(ValueError, match="picture.glb: not a binary glTF"):
+        read_glb(tmp_path / "picture.glb")
+    (tmp_path / "half.glb").write_bytes(glb.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="half.glb: broken"):
+        read_glb(tmp_path / "half.glb")
+    with pytest.raises(ValueError, match="wink"):
+        read_glb(glb).posed({"wink": 1.0})
 
 
 # -- fit.npz and fit.json ---------------------------------------------------------------------------------------
