@@ -1,9 +1,11 @@
 """Shapes are checked at run time in every test; the small synthetic model is made once."""
 
+import mmap
 import os
 import sys
 from pathlib import Path
 
+import jaxlib
 import jaxtyping
 import pytest
 
@@ -11,6 +13,14 @@ jaxtyping.install_import_hook(["morphable", "renderer", "fitting"], "beartype.be
 sys.path.insert(0, str(Path(__file__).parent))
 # Tests must not depend on, nor grow, the user's cache; one folder for the whole run still saves recompilation.
 os.environ.setdefault("FACEFIT_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+
+# Compiling is most of the suite. XLA's older emitters take half the time for programs that run as fast; a release
+# that lacks the option would abort on it.
+CODEGEN = "xla_cpu_use_fusion_emitters"
+for library in Path(jaxlib.__file__).parent.glob("*jax_common*"):
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if CODEGEN not in os.environ.get("XLA_FLAGS", "") and content.find(CODEGEN.encode()) >= 0:
+            os.environ["XLA_FLAGS"] = f"--{CODEGEN}=false {os.environ.get('XLA_FLAGS', '')}"
 
 import jax  # noqa: E402
 from helpers import tiny_model  # noqa: E402

@@ -11,38 +11,27 @@ import pytest
 from PIL import Image
 
 from fitting.diagnostics import sample_report, term_influence
-from fitting.fit import Fitter
 from fitting.heat_map import heat_map, ramp
 from fitting.report import write_report
 from fitting.schedule import coarse_to_fine
 
 
-@pytest.fixture(scope="module")
-def fitter(head) -> Fitter:
-    return Fitter(head)
-
-
-@pytest.fixture(scope="module")
-def fit(fitter, photo, face):
-    return fitter.fit(photo, face)
-
-
-def test_influence_predicts_a_fit_without_the_term(fitter, photo, face, fit):
+def test_influence_predicts_a_fit_without_the_term(fitter, photo, face, fitted):
     """To first order: the way the face goes, and about how far."""
-    moved = term_influence(fit)
+    moved = term_influence(fitted)
     assert set(moved) == {"landmarks", "jaw", "photometric"}
     last = dataclasses.replace(coarse_to_fine()[-1], without=("jaw",), steps=20, tolerance=1e-5)
-    without = fitter.fit(photo, face, (last,), start=fit.parameters)
-    expected, found = -moved["jaw"], without.vertices - fit.vertices
+    without = fitter.fit(photo, face, (last,), start=fitted.parameters)
+    expected, found = -moved["jaw"], without.vertices - fitted.vertices
     cosine = (expected * found).sum() / np.linalg.norm(expected) / np.linalg.norm(found)
     assert cosine > 0.7
     assert 0.3 < np.linalg.norm(found) / np.linalg.norm(expected) < 3.0
 
 
-def test_samples_are_where_the_face_is(fit):
-    report = sample_report(fit)
+def test_samples_are_where_the_face_is(fitted):
+    report = sample_report(fitted)
     used = report.belief > 0.5
-    low, high = (f(fit.problem.points_px, axis=0) for f in (np.min, np.max))
+    low, high = (f(fitted.problem.points_px, axis=0) for f in (np.min, np.max))
     side = np.max(high - low)
     assert (report.pixels[used] > low - 0.5 * side).all() and (report.pixels[used] < high + 0.2 * side).all()
     assert 0.3 < used.mean() <= 1
@@ -91,9 +80,9 @@ class _Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_page_is_one_file_with_all_its_pictures(fit, photo, tmp_path):
+def test_the_page_is_one_file_with_all_its_pictures(fitted, photo, tmp_path):
     named = dataclasses.replace(photo, path="<b>odd & name.jpg")
-    write_report(tmp_path / "report.html", fit, named)
+    write_report(tmp_path / "report.html", fitted, named)
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     page = _Page()
     page.feed(text)
@@ -103,7 +92,7 @@ def test_the_page_is_one_file_with_all_its_pictures(fit, photo, tmp_path):
         picture = Image.open(io.BytesIO(base64.b64decode(re.sub("^data:image/webp;base64,", "", source))))
         assert min(picture.size) > 100 and np.asarray(picture).std() > 5
     assert "&lt;b&gt;odd &amp; name" in text and "<b>odd" not in text
-    for record in fit.stages:
+    for record in fitted.stages:
         assert record["name"] in text
     said = re.sub("data:image/webp;base64,[^']*", "", text)
-    assert fit.result in said and not re.search(r"\bnan\b", said)
+    assert fitted.result in said and not re.search(r"\bnan\b", said)

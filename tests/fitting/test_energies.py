@@ -1,6 +1,7 @@
 """Every term's Gauss-Newton model agrees with derivatives of its own energy."""
 
 import dataclasses
+import functools
 
 import equinox as eqx
 import jax
@@ -154,6 +155,18 @@ def outside(face):
     return dataclasses.replace(face, expression=jnp.array([1.2, 0.1, -0.3, 0.4]))
 
 
+# Large programs that run a few times: compiled without optimisation, which takes half the time.
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+@functools.partial(eqx.filter_jit, compiler_options=QUICKLY)  # one program for all tests of a term
+def everything(term, here):
+    """Gauss-Newton's model, the energy and its gradient, and the energy of the residual vector."""
+    zero = jnp.zeros(here.layout.size)
+    energy, gradient = jax.value_and_grad(lambda s: term.energy(retract(here, s)))(zero)
+    return term.linearise(here), energy, gradient, 0.5 * jnp.sum(term.flat_residuals(here) ** 2)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_form_of_a_term_is_the_same_energy(name, terms, face, outside):
     """Gauss-Newton's model, the energy and the residual vector: one value, one gradient."""
@@ -161,13 +174,6 @@ def test_every_form_of_a_term_is_the_same_energy(name, terms, face, outside):
     here = outside if name == "bounds" else face
     if name == "silhouette":  # the little picture's camera
         here = dataclasses.replace(face, log_focal=jnp.log(jnp.array(280.0)))
-    zero = jnp.zeros(face.layout.size)
-
-    @eqx.filter_jit
-    def everything(term, here):
-        energy, gradient = jax.value_and_grad(lambda s: term.energy(retract(here, s)))(zero)
-        return term.linearise(here), energy, gradient, 0.5 * jnp.sum(term.flat_residuals(here) ** 2)
-
     model, energy, gradient, folded = everything(term, here)
     scale = jnp.max(jnp.abs(gradient))
     assert scale > 0
@@ -182,14 +188,14 @@ def test_shared_errors_of_landmarks_are_a_covariance(terms, face):
     term = dataclasses.replace(terms["landmarks"], sigma_px=jnp.linspace(1.0, 3.0, 68), kernel=Huber(1e3))
     flat = lambda x: np.asarray(x, np.float64).reshape(136, -1)  # noqa: E731
     alone = dataclasses.replace(term, shared=None)
-    jacobian = flat(jax.jacfwd(lambda s: alone.residuals(retract(face, s)))(jnp.zeros(face.layout.size)))
+    jacobian = flat(jax.jit(jax.jacfwd(lambda s: alone.residuals(retract(face, s))))(jnp.zeros(face.layout.size)))
     # One deviation of each shared error, as the image shows it.
     shaped = term.basis.positions(face.identity, face.expression)
     seen = lambda a: project(face, shaped + jnp.tensordot(a, term.shared, 1), CENTRE) / term.sigma_px[:, None]  # noqa: E731
-    columns = flat(jax.jacfwd(seen)(jnp.zeros(3)))
+    columns = flat(jax.jit(jax.jacfwd(seen))(jnp.zeros(3)))
     precision = np.linalg.inv(np.eye(136) + columns @ columns.T)
     error = flat(alone.residuals(face))
-    model = term.linearise(face)
+    model = eqx.filter_jit(lambda t: t.linearise(face))(term)
     expected = jacobian.T @ precision @ jacobian
     # The elimination follows the displaced points, whose derivatives differ by their displacement over the distance.
     np.testing.assert_allclose(model.hessian, expected, atol=0.02 * np.abs(expected).max())
@@ -223,7 +229,7 @@ def test_the_half_of_the_jaw_that_is_turned_away_shows_its_outline(terms, face, 
 def test_structured_hessian_is_that_of_forward_differentiation(face, photometric):
     skin = photometric.skin
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def reference(face):
         hessian = 0.0
         for i in range(2):
@@ -240,13 +246,13 @@ def test_structured_hessian_is_that_of_forward_differentiation(face, photometric
         return hessian
 
     hessian = reference(face)
-    structured = jax.jit(lambda f: photometric.linearise(f))(face).hessian
+    structured = everything(photometric, face)[0].hessian
     np.testing.assert_allclose(structured, hessian, atol=2e-5 * float(jnp.max(jnp.abs(hessian))))
 
 
 def test_random_samples_have_the_expected_energy_of_all(face, photometric):
     """The mean over many draws of Blanz & Vetter's estimate, within three of its standard errors."""
-    whole = photometric.energy(face)
+    whole = everything(photometric, face)[1]
     draw = jax.jit(lambda k: photometric.subset(k, 40, face).energy(face))
     drawn = jax.lax.map(draw, jax.random.split(jax.random.key(0), 400))
     assert abs(jnp.mean(drawn) - whole) < 3 * jnp.std(drawn) / 20
@@ -261,7 +267,7 @@ def test_photometric_derivatives_match_finite_differences(face, photometric):
     direction = direction * scale / jnp.linalg.norm(direction)
     energy = jax.jit(lambda h: photometric.energy(retract(face, h * direction)))
     numeric = (energy(0.01) - energy(-0.01)) / 0.02
-    analytic = photometric.linearise(face).gradient @ direction
+    analytic = everything(photometric, face)[0].gradient @ direction
     np.testing.assert_allclose(analytic, numeric, rtol=0.05)
 
 
@@ -350,7 +356,7 @@ def test_a_rendered_head_explains_its_own_picture(tiny, face, softness):
     here = dataclasses.replace(face, log_focal=jnp.log(jnp.array(280.0)))
     term = RenderedTerm(
         surface,
-        jnp.full((48, 48, 3), 0.3),
+        jnp.full((48, 48, 3), 0.3, jnp.float32),
         jnp.ones((48, 48)),
         jnp.array([24.0, 24.0]),
         jnp.array(0.1),
@@ -358,7 +364,7 @@ def test_a_rendered_head_explains_its_own_picture(tiny, face, softness):
         softness,
     )
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
     def drawn_and_energy(image, step):
         there, moved = eqx.tree_at(lambda t: t.image, term, image), retract(here, step)
         return (*there.drawn(moved), there.energy(moved))

@@ -25,16 +25,6 @@ from renderer.render import render
 INNER = slice(17, 68)
 
 
-@pytest.fixture(scope="module")
-def fitter(head) -> Fitter:
-    return Fitter(head)
-
-
-@pytest.fixture(scope="module")
-def fitted(fitter, photo, face):
-    return fitter.fit(photo, face)
-
-
 def aligned_error(vertices, truth, chosen) -> float:
     """Mean distance in mm over the chosen vertices after the best rotation, translation and scale."""
     a, b = np.asarray(vertices, float)[chosen], np.asarray(truth, float)[chosen]

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from fitting.fit import Fitter
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.recovery import NOISE, photos, recover, summary  # noqa: E402
@@ -46,9 +44,9 @@ BELOW = (
 
 
 @pytest.fixture(scope="module", params=[0, 1], ids=["exact", "noisy"])
-def condition(request, head) -> tuple[int, dict[str, float]]:
+def condition(request, head, fitter) -> tuple[int, dict[str, float]]:
     """Which condition, and its figures."""
-    noisy, fitter = request.param, Fitter(head)
+    noisy = request.param
     album = photos(head, COUNT, SIZE, "real" if noisy else "perfect")
     return noisy, summary([recover(fitter, photo, noisy * NOISE, seed) for seed, photo in enumerate(album)])
 

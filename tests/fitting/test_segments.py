@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fitting.fit import Fitter
 from fitting.parameters import start_parameters
 from fitting.schedule import coarse_to_fine
 from fitting.segments import NAMES, Segmented, segment_weights
@@ -46,8 +45,8 @@ def test_equal_segments_are_the_whole_face(tiny):
     np.testing.assert_allclose(moved.correction(tiny), expected, atol=1e-4)
 
 
-def test_a_plan_with_segments_moves_the_neutral_and_keeps_the_rest(head, photo, face):
-    fitter, plan = Fitter(head), coarse_to_fine()[:2]
+def test_a_plan_with_segments_moves_the_neutral_and_keeps_the_rest(fitter, photo, face):
+    plan = coarse_to_fine()[:2]
     whole = fitter.fit(photo, face, plan)
     stage = dataclasses.replace(plan[-1], name="segments", segments=0.7)
     fit = fitter.fit(photo, face, (*plan, stage))

@@ -10,7 +10,6 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from fitting.energies import BlockPrior, LandmarkTerm, project
-from fitting.fit import Fitter
 from fitting.parameters import retract, start_parameters
 from fitting.schedule import coarse_to_fine
 from fitting.surface_samples import PointBasis
@@ -180,9 +179,9 @@ def test_independent_bounded_weights_are_exact(tiny):
 
 
 @pytest.fixture(scope="module")
-def album(head):
+def album(head, fitter):
     """Synthetic photos, and their fits by landmarks alone and by the default plan, with posteriors."""
-    fitter, settings, out = Fitter(head), SynthesisSettings(size=256), {"landmarks": [], "photo": []}
+    settings, out = SynthesisSettings(size=256), {"landmarks": [], "photo": []}
     for seed in range(16):
         synthetic = synthesize(head, seed, settings)
         truth = synthetic.truth
