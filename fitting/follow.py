@@ -1,0 +1,400 @@
+"""One frame after the other: landmarks where the head must be by now, then Gauss-Newton from where it was.
+
+Identity, albedo and focal length are known. They are folded into the model's means once, so that a frame's problem has
+no unknowns but expression, light, pose and colour offset: a third of them, an eighth of the time.
+"""
+
+import copy
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+from jaxtyping import Array, Float
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from fitting.banded import Chain, chain_least_squares
+from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, _face, _Region
+from fitting.fit import Fitter
+from fitting.key_frames import Identity, largest_face
+from fitting.observation import Photo
+from fitting.parameters import FaceParameters
+from fitting.schedule import OBSERVATIONS, PRIORS, Problem, Stage, StageRow, start_stage
+from fitting.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
+from fitting.surface_samples import PointBasis, SkinSamples, SolverModel
+from fitting.terms import linearise_all
+from fitting.video import Frame
+
+# The box that dlib's HOG detector draws, seen from the head: around the projection of this point, this many mm wide.
+# Fitted to 54 renderings with yaws to 40 degrees; its centre is then right to 3 % of the side.
+_BOX_CENTRE_MM = np.array([-1.9, -26.5, 9.9])
+_BOX_MM = 156.0
+
+
+def personal_model(
+    model: SolverModel, identity: Float[np.ndarray, " identity"], albedo: Float[np.ndarray, " albedo"]
+) -> SolverModel:
+    """The model of one person: identity and albedo are folded into the means, and no unknowns any more."""
+    rank = model.identity_rank
+    who, colour = np.asarray(identity, np.float32), np.asarray(albedo, np.float32)
+
+    def points(basis: PointBasis) -> PointBasis:
+        modes = np.asarray(basis.modes)
+        return PointBasis(jnp.asarray(np.asarray(basis.mean) + modes[..., :rank] @ who), jnp.asarray(modes[..., rank:]))
+
+    skin = model.skin
+    modes, albedo_modes = np.asarray(skin.geometry_modes), np.asarray(skin.albedo_modes)
+    personal = SkinSamples(
+        geometry=jnp.asarray(np.asarray(skin.geometry) + np.einsum("brcp,c->brp", modes[:, :, :rank], who)),
+        geometry_modes=jnp.asarray(np.ascontiguousarray(modes[:, :, rank:])),
+        albedo=jnp.asarray(np.asarray(skin.albedo) + np.einsum("brcp,c->brp", albedo_modes, colour)),
+        albedo_modes=jnp.zeros((*albedo_modes.shape[:2], 0, albedo_modes.shape[3])),
+    )
+    return dataclasses.replace(
+        model,
+        landmarks=points(model.landmarks),
+        contour=points(model.contour),
+        proxy=points(model.proxy),
+        skin=personal,
+        identity_rank=0,
+        albedo_rank=0,
+    )
+
+
+class Seen(eqx.Module):
+    """A frame's crop and observations, ready for the solver."""
+
+    problem: Problem
+    weight: Float[Array, "block point"]  # how far each skin sample is believed
+    zoom: float = eqx.field(static=True)  # pixels of the crop for each of the video
+    box: tuple[float, float, float, float] = eqx.field(static=True)
+
+
+_begun = eqx.filter_jit(lambda problem, face, row: start_stage(problem, face, row)[0])
+
+
+@eqx.filter_jit
+def _linearised(problem: Problem, weight: Float[Array, "block point"], face: FaceParameters, row: StageRow):
+    quadratic, energies = linearise_all(problem.terms(row, weight), face)
+    # The focal length is known, and last but the offset: without it the blocks lie as in smoothing.Blocks.
+    kept = np.delete(np.arange(face.layout.size), face.layout.block("focal").start)
+    return quadratic.hessian[jnp.ix_(kept, kept)], quadratic.gradient[kept], energies
+
+
+class FrameFitter:
+    """Fits frames of one person with one camera; all frames share two compiled programs."""
+
+    def __init__(self, fitter: Fitter, who: Identity, samples: int, noise: float):
+        self.fitter = copy.copy(fitter)
+        self.fitter.solver_model = personal_model(fitter.solver_model, who.identity, who.albedo)
+        self.who = who
+        self.units = int(self.fitter.solver_model.free_units.shape[0])
+        self.at = Blocks(self.units)
+        self._stages = {
+            "landmarks": Stage("landmarks", (), 8, without=("photometric",)),
+            "coarse": Stage("photo, coarse", (), 8, level=0, samples=samples),
+            "fine": Stage("photo, fine", (), 8, level=1, samples=samples, noise=noise),
+        }
+        self._rows: dict[str, StageRow] = {}
+        self.names = tuple(sorted((*OBSERVATIONS, *PRIORS)))
+
+    def seen(self, photo: Photo, face: Face) -> tuple[Seen, Motion]:
+        """A frame's problem, not yet told which samples to believe, and the closed-form start."""
+        problem, first, box = self.fitter.problem(photo, face, self.who.focal_px)
+        total = problem.model.skin.geometry.shape
+        x0, y0, side = (float(v) for v in box[:3])
+        zoom = self.fitter.settings.image_size / side
+        seen = Seen(problem, jnp.zeros((total[0], total[2])), zoom, (x0, y0, side, side))
+        pose = np.asarray(first.pose.as_matrix(), float)
+        return seen, single(0.0, pose, np.zeros(self.units), self.who.light, np.zeros(3))
+
+    def row(self, stage: str, seen: Seen) -> StageRow:
+        """A stage as data; made once, since all frames have problems of the same shape."""
+        if stage not in self._rows:
+            self._rows[stage] = self._stages[stage].row(seen.problem)
+        return self._rows[stage]
+
+    def believing(self, seen: Seen, motion: Motion, frame: int = 0, stage: str = "fine") -> Seen:
+        """The frame with its skin samples weighed as they are seen from a pose."""
+        weight = _begun(seen.problem, self._face(seen, motion, frame), self.row(stage, seen))
+        return Seen(seen.problem, weight, seen.zoom, seen.box)
+
+    def _face(self, seen: Seen, motion: Motion, frame: int) -> FaceParameters:
+        single = lambda x: jnp.asarray(np.asarray(x, np.float32))  # noqa: E731
+        quaternion = Rotation.from_matrix(motion.rotation[frame]).as_quat(scalar_first=True)
+        return FaceParameters(
+            identity=single(np.zeros(0)),
+            expression=single(motion.expression[frame]),
+            albedo=single(np.zeros(0)),
+            light=single(motion.light[frame].reshape(9, 3)),
+            pose=jaxlie.SE3(single(np.r_[quaternion, motion.place[frame]])),
+            log_focal=single(np.log(self.who.focal_px * seen.zoom)),
+            offset=single(motion.offset[frame]),
+        )
+
+    def linearise(self, seen: Seen, motion: Motion, frame: int, stage: str = "fine"):
+        """Hessian, gradient and energies of a frame's own terms, in double precision."""
+        out = _linearised(seen.problem, seen.weight, self._face(seen, motion, frame), self.row(stage, seen))
+        return tuple(np.asarray(x, np.float64) for x in out)
+
+    def chain(self, frames: list[Seen | None], motion: Motion, stage: str = "fine") -> Chain:
+        """The frames' own terms as a chain without ties; None has no terms."""
+        n, count = self.at.size, len(motion)
+        diagonal, gradient, energy = np.zeros((count, n, n)), np.zeros((count, n)), 0.0
+        for t, seen in enumerate(frames):
+            if seen is not None:
+                hessian, slope, energies = self.linearise(seen, motion, t, stage)
+                diagonal[t, : len(slope), : len(slope)], gradient[t, : len(slope)] = hessian, slope
+                energy += float(energies.sum())
+        return Chain(diagonal, np.zeros((max(count - 1, 0), n, n)), gradient, energy)
+
+    def free(self, *blocks: str) -> np.ndarray:
+        """Which unknowns may move; units that no photo shows never do."""
+        mask = np.zeros(self.at.size, bool)
+        for block in blocks:
+            mask[getattr(self.at, block)] = True
+        mask[self.at.expression] &= np.asarray(self.fitter.solver_model.free_units) > 0
+        return mask
+
+    def solve(self, seen: Seen, start: Motion, stage: str, free: np.ndarray, steps: int, tolerance: float) -> Motion:
+        """One frame by Levenberg-Marquardt."""
+        return chain_least_squares(
+            lambda m: self.chain([seen], m, stage), moved, bounds, start, free, steps, tolerance
+        ).state
+
+    def fit(self, photo: Photo, face: Face, start: Motion | None) -> tuple[Motion, Seen, dict[str, float]]:
+        """A frame from a start, or from its landmarks alone; its observations and energies."""
+        seen, first = self.seen(photo, face)
+        motion = start
+        everything = self.free("expression", "light", "pose", "offset")
+        if motion is None:
+            motion = self.solve(seen, first, "landmarks", self.free("pose"), 6, 1e-3)
+            motion = self.solve(seen, motion, "landmarks", self.free("pose", "expression"), 8, 1e-3)
+            seen = self.believing(seen, motion, stage="coarse")
+            motion = self.solve(seen, motion, "coarse", everything, 8, 1e-3)
+        seen = self.believing(seen, motion)
+        motion = self.solve(seen, motion, "fine", everything, 10, 1e-3)
+        energies = self.linearise(seen, motion, 0)[2]
+        return motion, seen, dict(zip(self.names, energies.tolist(), strict=True))
+
+
+def single(time: float, pose, expression, light, offset) -> Motion:
+    """One frame's motion, at rest."""
+    row = lambda x: np.asarray(x, np.float64)[None]  # noqa: E731
+    return Motion(
+        times=row(time),
+        rotation=row(pose[:3, :3]),
+        place=row(pose[:3, 3]),
+        velocity=np.zeros((1, 6)),
+        expression=row(expression),
+        light=row(np.reshape(light, 27)),
+        offset=row(offset),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the tracker
+
+
+@dataclasses.dataclass(frozen=True)
+class FollowSettings:
+    """When a frame belongs to the one before, and when the face is lost."""
+
+    cut_change: float = 0.09  # mean change of a small picture above which the scene may have been cut ...
+    cut_ratio: float = 5.0  # ... if it is this many times the usual one
+    lost_spread: float = 0.035  # of the landmarks, above which there is no face
+    lost_doubt: float = 2.2  # spread over UNSURE_SPREAD times the root of misfit over usual_energy
+    lost_mm: float = 10.0  # median distance of model and landmarks
+    jump_mm: float = 60.0  # a head that moved farther from its prediction than this, or ...
+    jump_rad: float = 0.6  # ... turned farther, is another shot
+    gap_s: float = 0.5  # time without frames after which nothing is predicted
+    patience_s: float = 1.0  # between two thorough searches for a lost face
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if not getattr(self, field.name) > 0:
+                raise ValueError(
+                    f"{field.name}: got {getattr(self, field.name)}, expected a positive number. "
+                    "Leave it out for the default."
+                )
+
+
+_THUMBNAIL = (48, 27)
+_USUAL = 12  # frames over which the usual change of the picture is taken
+
+
+def thumbnail(photo: Photo) -> Float[np.ndarray, "row column 3"]:
+    """The picture in 48 x 27 pixels, to see cuts."""
+    small = Image.fromarray(photo.pixels).resize(_THUMBNAIL, Image.Resampling.BOX, reducing_gap=2.0)
+    return np.asarray(small, np.float32) / 255
+
+
+class FrameTracker:
+    """Follows one face through frames given in order. What it remembers is in its last rows, so it can be resumed."""
+
+    def __init__(self, frames: FrameFitter, settings: FollowSettings):
+        self.frames, self.settings = frames, settings
+        self._picture: np.ndarray | None = None
+        self._changes: list[float] = []
+        self._recent: list[dict[str, Any]] = []  # at most two rows of this segment
+        self._segment = -1
+        self._searched = -np.inf  # when a lost face was last searched for thoroughly
+
+    def resume(self, rows: list[dict[str, Any]], last: Photo) -> None:
+        """Go on after these rows (the last dozen are enough); `last` is the picture of the last of them."""
+        self._picture = thumbnail(last)
+        self._changes = [float(r["change"]) for r in rows][-_USUAL:]
+        self._segment = max((int(r["highest"]) for r in rows), default=-1)
+        self._searched = float(rows[-1]["searched"])
+        self._recent = []
+        for row in rows[-2:]:
+            if row["segment"] < 0 or (self._recent and self._recent[-1]["segment"] != row["segment"]):
+                self._recent = []
+            if row["segment"] >= 0:
+                self._recent.append(row)
+
+    def follow(self, frame: Frame) -> dict[str, Any]:
+        """The next frame's row."""
+        picture = thumbnail(frame.photo)
+        change = 0.0 if self._picture is None else float(np.abs(picture - self._picture).mean())
+        usual = float(np.median(self._changes)) if self._changes else change
+        cut = change > self.settings.cut_change and change > self.settings.cut_ratio * usual
+        self._picture, self._changes = picture, [*self._changes, change][-_USUAL:]
+        if cut:
+            self._recent, self._searched = [], -np.inf
+        found = self._continued(frame)
+        if found is None:
+            before = self._recent
+            self._recent = []
+            found = self._searched_for(frame)
+            if found is not None and before and self._near(found[0], self._predicted(before, frame.time_s)):
+                self._recent = before
+        if found is None:
+            self._recent = []
+            return self._row(frame, change, None)
+        if not self._recent:
+            self._segment += 1
+        row = self._row(frame, change, found)
+        self._recent = [*self._recent, row][-2:]
+        return row
+
+    def _continued(self, frame: Frame):
+        """The face where it must be by now, or None."""
+        if not self._recent or frame.time_s - self._recent[-1]["time"] > self.settings.gap_s:
+            return None
+        predicted = self._predicted(self._recent, frame.time_s)
+        face = self._placed(frame.photo, predicted)
+        if face is None or face.spread > self.settings.lost_spread:
+            return None
+        found = self._fitted(frame, face, predicted)
+        return found if found is not None and self._near(found[0], predicted) else None
+
+    def _searched_for(self, frame: Frame):
+        face = largest_face(frame.photo)
+        if face is None and frame.time_s - self._searched >= self.settings.patience_s:
+            self._searched = frame.time_s
+            face = largest_face(frame.photo, 2048)
+        return None if face is None else self._fitted(frame, face, None)
+
+    def _fitted(self, frame: Frame, face: Face, start: Motion | None):
+        motion, seen, energies = self.frames.fit(frame.photo, face, start)
+        settings, fit = self.settings, self.frames.fitter.settings
+        misfit = energies["landmarks"] + energies["jaw"] + energies["expression"]
+        doubt = max(face.spread, UNSURE_SPREAD / 2) / UNSURE_SPREAD * np.sqrt(max(misfit, 0.0) / fit.usual_energy)
+        finite = np.isfinite([*energies.values(), *motion.place[0]]).all()
+        away = motion.rotation[0][2, 2] > 0.0  # -1 for a head that faces the camera
+        if not finite or away or motion.place[0, 2] < 50 or doubt > settings.lost_doubt:
+            return None
+        middle = np.array([frame.photo.width / 2, frame.photo.height / 2])
+        error = np.linalg.norm(self._landmarks(motion)[17:] + middle - face.landmarks[17:], axis=1)
+        if np.nanmedian(error) * motion.place[0, 2] / self.frames.who.focal_px > settings.lost_mm:
+            return None
+        return motion, seen, face, misfit, doubt
+
+    def _placed(self, photo: Photo, motion: Motion) -> Face | None:
+        """Landmarks in the box that dlib would draw around the head in this pose: no search, and no jumping box."""
+        focal, middle = self.frames.who.focal_px, np.array([photo.width / 2, photo.height / 2])
+        x, y, z = motion.rotation[0] @ _BOX_CENTRE_MM + motion.place[0]
+        if z < 50:
+            return None
+        across = motion.rotation[0][:, 0]
+        roll = float(np.arctan2(across[1], across[0]))
+        region = _Region(focal * np.array([x, y]) / z + middle, _BOX_MM * focal / z, roll)
+        low, high = region.centre - region.side / 2, region.centre + region.side / 2
+        if (high < 0.1 * region.side).any() or (low > [photo.width, photo.height] - 0.1 * region.side).any():
+            return None
+        return _face(photo, region, "track", np.inf)
+
+    def _landmarks(self, motion: Motion) -> Float[np.ndarray, "68 2"]:
+        """The model's points, in pixels from the picture's middle."""
+        basis = self.frames.fitter.solver_model.landmarks
+        head = np.asarray(basis.mean) + np.asarray(basis.modes) @ motion.expression[0]
+        camera = head @ motion.rotation[0].T + motion.place[0]
+        return self.frames.who.focal_px * camera[:, :2] / camera[:, 2:]
+
+    def _predicted(self, rows: list[dict[str, Any]], time: float) -> Motion:
+        """Constant velocity from the last two frames; expression, light and offset stay."""
+        last = rows[-1]
+        motion = single(time, last["pose"], last["expression"], last["light"], last["offset"])
+        if len(rows) < 2:
+            return motion
+        before = rows[0]
+        relative = np.linalg.inv(before["pose"]) @ last["pose"]
+        twist = logarithm(relative[None, :3, :3], relative[None, :3, 3])
+        ahead = min((time - last["time"]) / max(last["time"] - before["time"], 1e-6), 3.0)
+        turn, shift = exponential(ahead * twist)
+        return dataclasses.replace(
+            motion,
+            rotation=motion.rotation @ turn,
+            place=motion.place + np.einsum("tij,tj->ti", motion.rotation, shift),
+        )
+
+    def _near(self, motion: Motion, predicted: Motion) -> bool:
+        apart = motion.place[0] - predicted.place[0]
+        # Depth is known ten times worse than what lies across.
+        apart = apart * [1.0, 1.0, 0.3]
+        turned = Rotation.from_matrix(motion.rotation[0].T @ predicted.rotation[0]).magnitude()
+        return bool(np.linalg.norm(apart) < self.settings.jump_mm and turned < self.settings.jump_rad)
+
+    def _row(self, frame: Frame, change: float, found) -> dict[str, Any]:
+        units = self.frames.units
+        pose = np.full((4, 4), np.nan)
+        row = {
+            "time": frame.time_s,
+            "index": frame.index,
+            "segment": -1,
+            "highest": self._segment,
+            "searched": self._searched,
+            "change": change,
+            "pose": pose,
+            "expression": np.full(units, np.nan),
+            "light": np.full((9, 3), np.nan),
+            "offset": np.full(3, np.nan),
+            "landmarks": np.full((68, 2), np.nan),
+            "spread": np.nan,
+            "misfit": np.nan,
+            "doubt": np.nan,
+        }
+        if found is None:
+            return row
+        motion, _, face, misfit, doubt = found
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = motion.rotation[0], motion.place[0]
+        return row | {
+            "segment": self._segment,
+            "pose": pose,
+            "expression": motion.expression[0],
+            "light": motion.light[0].reshape(9, 3),
+            "offset": motion.offset[0],
+            "landmarks": np.asarray(face.landmarks, float),
+            "spread": face.spread,
+            "misfit": misfit,
+            "doubt": doubt,
+        }
+
+
+def face_of(row: dict[str, Any], photo: Photo) -> Face:
+    """The face that a row was fitted to."""
+    return Face.from_landmarks(np.asarray(row["landmarks"], float), photo, LANDMARK_NOISE["dlib"])
