@@ -106,7 +106,7 @@ def write_obj_sequence(
     """Write frame_000000.obj, frame_000001.obj, ... into a folder, with one texture.png and head.mtl for all.
 
     All have the same vertices in the same order, so programs read them as one moving mesh. In head space (mm), or moved
-    by `T_world_head` (`fitting.head_poses`). Returns the files.
+    by `T_world_head` (`fitting.animation.head_poses`). Returns the files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
