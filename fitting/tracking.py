@@ -103,8 +103,8 @@ def track(
 
     OUT receives track.npz (see `Track`), track.json (settings, figures), and with `pictures` strip.png, overlay.mp4.
     `say` gets lines for the user, `progress` the number of frames done. Raises VideoError, NoFaceError, OutputError,
-    and TrackError where OUT holds another clip's or other settings' track; KeyboardInterrupt passes through after what is
-    done was written.
+    and TrackError where OUT holds another clip's or other settings' track; KeyboardInterrupt passes once what
+    is done was written.
     """
     settings = TrackSettings() if settings is None else settings
     say = (lambda line: None) if say is None else say
