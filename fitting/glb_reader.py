@@ -19,6 +19,7 @@ from renderer.camera import Pinhole
 _TYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 _MM = 1000.0
+_MOST_ROWS = 20_000_000  # a sparse accessor may claim any number of rows in a few bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +193,8 @@ def _head(gltf: Any, blob: bytes) -> RiggedHead:
 def _bytes(gltf: Any, blob: bytes, view: int) -> bytes:
     v = gltf.bufferViews[view]
     start = v.byteOffset or 0
-    if start + v.byteLength > len(blob):
-        raise ValueError(f"view {view} ends at byte {start + v.byteLength} of {len(blob)}: the file is cut off")
+    if start < 0 or v.byteLength < 0 or start + v.byteLength > len(blob):
+        raise ValueError(f"view {view} goes from byte {start} to {start + v.byteLength} of {len(blob)}: is it cut off?")
     return blob[start : start + v.byteLength]
 
 
@@ -201,11 +202,14 @@ def _accessor(gltf: Any, blob: bytes, number: int) -> np.ndarray:
     """The rows of an accessor; integers that stand for fractions become those."""
     a = gltf.accessors[number]
     dtype, width = np.dtype(_TYPES[a.componentType]), _WIDTHS[a.type]
+    if not 0 <= a.count <= _MOST_ROWS:
+        raise ValueError(f"accessor {number} has {a.count} rows, expected 0 to {_MOST_ROWS}")
     values = np.zeros((a.count, width), dtype)
     if a.bufferView is not None:
         stride = gltf.bufferViews[a.bufferView].byteStride or dtype.itemsize * width
-        data = _bytes(gltf, blob, a.bufferView)[a.byteOffset or 0 :]
-        if (a.count - 1) * stride + dtype.itemsize * width > len(data):
+        offset = a.byteOffset or 0
+        data = _bytes(gltf, blob, a.bufferView)[offset:]
+        if offset < 0 or stride < 0 or (a.count - 1) * stride + dtype.itemsize * width > len(data):
             raise ValueError(
                 f"accessor {number} wants {a.count} rows of {stride} bytes, its view has {len(data)} bytes"
             )
@@ -296,6 +300,10 @@ def _animation(gltf: Any, accessor: Any, units: tuple[str, ...], skeleton: Skele
 def _images(gltf: Any, blob: bytes) -> dict[str, np.ndarray]:
     images = {}
     for number, image in enumerate(gltf.images or []):
-        with Image.open(io.BytesIO(_bytes(gltf, blob, image.bufferView))) as picture:
-            images[image.name or f"image_{number}"] = np.asarray(picture.convert("RGB"))
+        data = io.BytesIO(_bytes(gltf, blob, image.bufferView))
+        try:
+            with Image.open(data) as picture:
+                images[image.name or f"image_{number}"] = np.asarray(picture.convert("RGB"))
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f"image {number}: {error}") from error
     return images

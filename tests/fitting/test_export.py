@@ -448,6 +448,10 @@ def test_the_reader_names_a_file_that_it_cannot_read(glb, tmp_path):
     (tmp_path / "half.glb").write_bytes(glb.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="half.glb: broken"):
         read_glb(tmp_path / "half.glb")
+    spoilt = glb.read_bytes().replace(b"\xff\xd8\xff", b"\x00\x00\x00")  # the JPEG's first bytes
+    (tmp_path / "spoilt.glb").write_bytes(spoilt)
+    with pytest.raises(ValueError, match="spoilt.glb: .*image 0"):
+        read_glb(tmp_path / "spoilt.glb")
     with pytest.raises(ValueError, match="wink"):
         read_glb(glb).posed({"wink": 1.0})
 

@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from fitting.animation import animate
 from fitting.export import write_head_glb
+from fitting.glb_reader import read_glb
 from fitting.texture_map import model_texture
 from renderer.camera import Pinhole
 
@@ -90,6 +91,17 @@ def test_khronos_finds_nothing_wrong(files, name):
     info = report["info"]
     assert info["hasMorphTargets"] and info["hasSkins"] and info["hasTextures"]
     assert info["animationCount"] == (1 if name == "moving" else 0)
+
+
+def test_the_head_read_back_is_posed_like_the_model_in_every_frame(files, head):
+    """The default head, which no other test writes whole: to 1e-5 of its size."""
+    read = read_glb(files / "moving.glb")
+    size = float(np.linalg.norm(np.ptp(np.asarray(head.mean), axis=0)))
+    for k in range(len(TIMES)):
+        posed = head.weights(jawOpen=OPEN[k], eyeLookOutLeft=OPEN[k], eyeLookInRight=OPEN[k])
+        expected = np.asarray(head.vertices(jnp.zeros(head.shape.rank), posed), np.float64)
+        T = read.animation.T_world_head[k]
+        assert np.abs(read.frame(k) - (expected @ T[:3, :3].T + T[:3, 3])).max() < 1e-5 * size
 
 
 @pytest.fixture(scope="module")
