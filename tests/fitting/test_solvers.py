@@ -1,5 +1,6 @@
 import dataclasses
 
+import equinox as eqx
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
@@ -39,7 +40,7 @@ def test_bounded_step_is_the_constrained_minimum(seed):
         jnp.asarray(jacobian.T @ jacobian, jnp.float32), jnp.asarray(-jacobian.T @ right, jnp.float32), jnp.array(0.0)
     )
     free = jnp.ones(size).at[3].set(0.0)
-    step = bounded_step(quadratic, face, free, jnp.array(0.0))
+    step = eqx.filter_jit(bounded_step)(quadratic, face, free, jnp.array(0.0))
     low, high = np.full(size, -np.inf), np.full(size, np.inf)
     low[at], high[at] = -np.asarray(face.expression), 1 - np.asarray(face.expression)
     low[3], high[3] = -1e-9, 1e-9

@@ -109,8 +109,10 @@ def test_ellipsoids_are_those_of_sampled_faces(tiny, points):
     face, terms = _solved(tiny, points, pixels, 1.0, np.flatnonzero(mask))
     stated = posterior_of_terms(face, terms, mask)
     keys = jax.random.split(jax.random.key(0), 400)
-    samples = np.stack([tiny.vertices(s.identity, s.expression) for s in map(stated.sample, keys)])
-    middle = np.asarray(tiny.vertices(face.identity, face.expression))
+    faces = [face, *map(stated.sample, keys)]
+    drawn = (np.stack([getattr(f, block) for f in faces]) for block in ("identity", "expression"))
+    vertices = np.asarray(jax.jit(jax.vmap(tiny.vertices))(*drawn))
+    middle, samples = vertices[0], vertices[1:]
     motion = samples - middle
     empirical = np.einsum("svi,svj->vij", motion, motion) / len(keys)
     scale = np.trace(empirical, axis1=1, axis2=2)[:, None, None]
