@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 
 from fitting.banded import Chain, chain_least_squares
 from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, _face, _Region
+from fitting.energies import INNER_LIPS, LIDS, relative_term
 from fitting.fit import Fitter
 from fitting.key_frames import Identity, largest_face
 from fitting.observation import Photo
@@ -25,8 +26,9 @@ from fitting.parameters import FaceParameters
 from fitting.schedule import OBSERVATIONS, PRIORS, Problem, Stage, StageRow, start_stage
 from fitting.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
 from fitting.surface_samples import PointBasis, SkinSamples, SolverModel
-from fitting.terms import linearise_all
+from fitting.terms import AbstractTerm, linearise_all
 from fitting.video import Frame
+from morphable.landmarks import INNER
 
 # The box that dlib's HOG detector draws, seen from the head: around the projection of this point, this many mm wide.
 # Fitted to 54 renderings with yaws to 40 degrees; its centre is then right to 3 % of the side.
@@ -73,6 +75,23 @@ class Seen(eqx.Module):
     box: tuple[float, float, float, float] = eqx.field(static=True)
 
 
+# How far lids and lips are apart says more than where they are: detectors shift both together. Name, pairs, mm.
+_OPENINGS = {"lids": (LIDS, 0.8), "lips": (INNER_LIPS, 1.2)}
+
+
+def _openings(problem: Problem, face: Face) -> dict[str, AbstractTerm]:
+    """Terms that follow blinks and speech."""
+    known = np.isfinite(np.asarray(problem.sigma_px))
+    points = jnp.asarray(np.where(known[:, None], np.asarray(problem.points_px), np.nan))
+    inner = np.asarray(problem.sigma_px)[INNER]
+    # One deviation of the inner landmarks is face.noise.inner_mm, so this is a millimetre in the crop's pixels.
+    pixels = float(np.min(inner)) / face.noise.inner_mm if np.isfinite(inner).any() else 1.0
+    return {
+        name: relative_term(problem.model.landmarks, points, pairs, np.float32(mm * pixels), problem.centre)
+        for name, (pairs, mm) in _OPENINGS.items()
+    }
+
+
 _begun = eqx.filter_jit(lambda problem, face, row: start_stage(problem, face, row)[0])
 
 
@@ -99,11 +118,12 @@ class FrameFitter:
             "fine": Stage("photo, fine", (), 8, level=1, samples=samples, noise=noise),
         }
         self._rows: dict[str, StageRow] = {}
-        self.names = tuple(sorted((*OBSERVATIONS, *PRIORS)))
+        self.names = tuple(sorted((*OBSERVATIONS, *PRIORS, *_OPENINGS)))
 
     def seen(self, photo: Photo, face: Face) -> tuple[Seen, Motion]:
         """A frame's problem, not yet told which samples to believe, and the closed-form start."""
         problem, first, box = self.fitter.problem(photo, face, self.who.focal_px)
+        problem = dataclasses.replace(problem, extra=_openings(problem, face))
         total = problem.model.skin.geometry.shape
         x0, y0, side = (float(v) for v in box[:3])
         zoom = self.fitter.settings.image_size / side

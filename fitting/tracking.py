@@ -14,24 +14,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
 import morphable
 from fitting.banded import chain_least_squares
-from fitting.fit import Fitter
+from fitting.fit import Fit, Fitter
 from fitting.follow import FollowSettings, FrameFitter, FrameTracker, Seen, face_of, single
 from fitting.key_frames import Identity, find_identity
 from fitting.motion import Steadiness, Track, model_provenance, steadiness
 from fitting.observation import Photo
 from fitting.output import OutputError, check_writable
-from fitting.pictures import Picture, render_over_photo, sheet_of
+from fitting.pictures import Picture, over, sheet_of
 from fitting.schedule import light_sigma
 from fitting.smoothing import Motion, MotionPrior, added, bounds, logarithm, motion_chain, moved
-from fitting.texture_map import face_texture
+from fitting.synthesis import solid
 from fitting.video import ClipWriter, VideoError, describe_video, read_frames
+from morphable.mesh import Mesh
 from morphable.model import MorphableModel
+from renderer.render import render
 
 VERSION = 1  # of the shards; a folder of another one is not resumed
 Row = dict[str, Any]
@@ -543,6 +546,7 @@ class _timed:
 
 _TILE = 256  # px, of the strip
 _STRIP = 8  # frames
+_DRAWN = 384  # px, of the square that the head is drawn in
 _CLIP_LONG_SIDE = 960  # px, of overlay.mp4
 
 
@@ -550,12 +554,6 @@ def write_pictures(out, video, track: Track, head: MorphableModel, rate: float, 
     """strip.png (photo above, fit below, for frames across the clip) and overlay.mp4 (photo beside the fit)."""
     there = np.flatnonzero(~track.lost)
     shown = set(there[np.unique(np.linspace(0, len(there) - 1, _STRIP).round().astype(int))].tolist())
-    # The frame that faces the camera most shows most of the skin.
-    texture_at = int(there[np.argmin(track.R[there, 2, 2])])
-    texture = None
-    for frame in read_frames(video, wanted={texture_at}):
-        texture = face_texture(track.fit(head, texture_at), frame.photo)
-    assert texture is not None  # the frame was there when it was tracked
     columns: list[list[Picture]] = []
     labels: list[str] = []
     with ClipWriter(Path(out) / "overlay.mp4", rate) as writer:
@@ -564,7 +562,7 @@ def write_pictures(out, video, track: Track, head: MorphableModel, rate: float, 
                 break
             drawn = frame.photo.pixels
             if not track.lost[frame.index]:
-                drawn = render_over_photo(track.fit(head, frame.index), frame.photo, texture)
+                drawn = _drawn_over(track.fit(head, frame.index), frame.photo.pixels)
             writer.write(_beside(frame.photo.pixels, drawn), frame.time_s)
             if frame.index in shown:
                 box = _face_box(track, frame.index)
@@ -576,6 +574,35 @@ def write_pictures(out, video, track: Track, head: MorphableModel, rate: float, 
             told(frame.index + 1)
     rows = [[column[k] for column in columns] for k in range(2)]
     Image.fromarray(sheet_of(rows, tuple(labels))).save(Path(out) / "strip.png")
+
+
+def _drawn_over(fit: Fit, pixels: Picture) -> Picture:
+    """The head in its albedo and light over the frame; no texture of the photo, which would hide what is wrong."""
+    mesh = fit.mesh
+    mesh = Mesh(mesh.vertices, solid(fit.model), albedo=fit.model.albedo_linear(jnp.asarray(fit.albedo)))
+    projected = np.asarray(fit.camera.project(mesh.vertices))
+    low, high = projected.min(axis=0), projected.max(axis=0)
+    height, width = pixels.shape[:2]
+    side = float(np.clip((high - low).max() * 1.02, 8, 4 * max(height, width)))
+    x0, y0 = ((low + high - side) / 2).tolist()
+    picture = render(mesh, fit.camera.crop((x0, y0, side, side), _DRAWN, _DRAWN), jnp.asarray(fit.light), samples=1)
+    layers = np.concatenate([np.asarray(picture.colour), np.asarray(picture.coverage)[..., None]], axis=2)
+    left, top = max(int(x0), 0), max(int(y0), 0)
+    right, bottom = min(int(x0 + side) + 1, width), min(int(y0 + side) + 1, height)
+    if left >= right or top >= bottom:
+        return pixels
+    scale = _DRAWN / side
+    where = [(left - x0) * scale, (top - y0) * scale, (right - x0) * scale, (bottom - y0) * scale]
+    where = [float(np.clip(v, 0, _DRAWN)) for v in where]
+    size = right - left, bottom - top
+    part = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(layers[..., k])).resize(size, Image.Resampling.BILINEAR, where))
+        for k in range(4)
+    ]
+    out = pixels.copy()
+    colour, coverage = np.stack(part[:3], axis=2), np.clip(part[3], 0.0, 1.0)
+    out[top:bottom, left:right] = over(np.maximum(colour, 0.0), coverage, out[top:bottom, left:right])
+    return out
 
 
 def _face_box(track: Track, frame: int) -> tuple[float, float, float, float]:
