@@ -1,5 +1,9 @@
 """A small synthetic head for tests that state laws, and finite differences."""
 
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +13,15 @@ from morphable.landmarks import ContourFans, SurfacePoints
 from morphable.mesh import Mesh, triangulate
 from morphable.model import MorphableModel, Provenance
 from morphable.rig import Gaze, Rig
+
+# For large programs that run a few times: without optimisation, compiling takes half the time.
+QUICKLY = {"xla_backend_optimization_level": 0}
+
+
+def quickly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled without optimisation."""
+    return eqx.filter_jit(function, compiler_options=QUICKLY)  # pyright: ignore[reportCallIssue], not in its stubs
+
 
 UNITS = ("jawOpen", "mouthClose", "mouthSmileLeft", "eyeLookUpLeft")
 

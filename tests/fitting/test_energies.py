@@ -1,7 +1,6 @@
 """Every term's Gauss-Newton model agrees with derivatives of its own energy."""
 
 import dataclasses
-import functools
 
 import equinox as eqx
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import jaxlie
 import numpy as np
 import pytest
+from helpers import quickly
 from scipy.ndimage import binary_erosion, gaussian_filter
 
 from fitting.energies import (
@@ -155,11 +155,7 @@ def outside(face):
     return dataclasses.replace(face, expression=jnp.array([1.2, 0.1, -0.3, 0.4]))
 
 
-# Large programs that run a few times: compiled without optimisation, which takes half the time.
-QUICKLY = {"xla_backend_optimization_level": 0}
-
-
-@functools.partial(eqx.filter_jit, compiler_options=QUICKLY)  # one program for all tests of a term
+@quickly  # one program for all tests of a term
 def everything(term, here):
     """Gauss-Newton's model, the energy and its gradient, and the energy of the residual vector."""
     zero = jnp.zeros(here.layout.size)
@@ -177,7 +173,7 @@ def test_every_form_of_a_term_is_the_same_energy(name, terms, face, outside):
     model, energy, gradient, folded = everything(term, here)
     scale = jnp.max(jnp.abs(gradient))
     assert scale > 0
-    np.testing.assert_allclose(model.gradient, gradient, atol=3e-4 * scale)
+    np.testing.assert_allclose(model.gradient, gradient, atol=float(3e-4 * scale))
     np.testing.assert_allclose(model.energy, energy, rtol=1e-5)
     np.testing.assert_allclose(folded, energy, rtol=1e-4)
     assert jnp.all(jnp.linalg.eigvalsh(model.hessian) > -1e-4 * jnp.max(jnp.diag(model.hessian)))
@@ -230,7 +226,7 @@ def test_the_half_of_the_jaw_that_is_turned_away_shows_its_outline(terms, face, 
 def test_structured_hessian_is_that_of_forward_differentiation(face, photometric):
     skin = photometric.skin
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @quickly
     def reference(face):
         hessian = 0.0
         for i in range(2):
@@ -365,7 +361,7 @@ def test_a_rendered_head_explains_its_own_picture(tiny, face, softness):
         softness,
     )
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @quickly
     def drawn_and_energy(image, step):
         there, moved = eqx.tree_at(lambda t: t.image, term, image), retract(here, step)
         return (*there.drawn(moved), there.energy(moved))

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import equinox as eqx
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
 import pytest
+from helpers import quickly
 from PIL import Image
 from test_detection import MIRROR
 
@@ -202,9 +202,7 @@ def test_added_terms_pull_and_can_be_left_out(fitter, photo, face, fitted):
 
 def test_the_terms_of_a_fit_are_at_their_minimum(fitted):
     terms = fitted.terms()
-    # Compiled without optimisation: it runs once.
-    linearise = eqx.filter_jit(linearise_all, compiler_options={"xla_backend_optimization_level": 0})
-    model, values = linearise(terms, fitted.parameters)
+    model, values = quickly(linearise_all)(terms, fitted.parameters)
     assert dict(zip(sorted(terms), values.tolist(), strict=True)) == pytest.approx(fitted.energies, rel=0.05, abs=0.1)
     size = np.sqrt(np.diag(np.asarray(model.hessian)) + 1e-12)
     moved = np.asarray(fitted.stage.row(fitted.problem).free) > 0
