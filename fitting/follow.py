@@ -87,7 +87,7 @@ def _openings(problem: Problem, face: Face) -> dict[str, AbstractTerm]:
     # One deviation of the inner landmarks is face.noise.inner_mm, so this is a millimetre in the crop's pixels.
     pixels = float(np.min(inner)) / face.noise.inner_mm if np.isfinite(inner).any() else 1.0
     return {
-        name: relative_term(problem.model.landmarks, points, pairs, np.float32(mm * pixels), problem.centre)
+        name: relative_term(problem.model.landmarks, points, pairs, float(mm * pixels), problem.centre)
         for name, (pairs, mm) in _OPENINGS.items()
     }
 
