@@ -343,7 +343,7 @@ class FrameTracker:
         roll = float(np.arctan2(across[1], across[0]))
         region = _Region(focal * np.array([x, y]) / z + middle, _BOX_MM * focal / z, roll)
         low, high = region.centre - region.side / 2, region.centre + region.side / 2
-        if (high < 0.1 * region.side).any() or (low > [photo.width, photo.height] - 0.1 * region.side).any():
+        if (high < 0.1 * region.side).any() or (low > np.array([photo.width, photo.height]) - 0.1 * region.side).any():
             return None
         return _face(photo, region, "track", np.inf)
 

@@ -20,7 +20,7 @@ FORMAT, FORMAT_VERSION = "facefit track", 1
 
 # What C13 of the anchors is about: movements that must not move the head. Names without a side mean both.
 LEAKING_UNITS = {"blink": ("eyeBlinkLeft", "eyeBlinkRight"), "jaw": ("jawOpen",)}
-_STEADY_MOTION = 0.02  # rms of a frame's change of weight below which a unit has not moved enough to say anything
+_STEADY_MOTION = 0.01  # rms of a frame's change of weight below which a unit has not moved enough to say anything
 
 
 class TrackFormatError(ValueError):
@@ -212,7 +212,7 @@ def leakage(track: Track) -> tuple[float, dict[str, float]]:
     The second result is the slope in depth: mm for a change of the weight by 1.
     """
     s = track.segment
-    pairs = (s[:-1] >= 0) & (s[:-1] == s[1:])
+    pairs = np.asarray((s[:-1] >= 0) & (s[:-1] == s[1:]))
     names = track.expression_names
     columns, moved = [], {}
     for name, units in LEAKING_UNITS.items():

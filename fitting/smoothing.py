@@ -22,9 +22,9 @@ Matrices = Float[np.ndarray, "frame 3 3"]
 class MotionPrior:
     """How fast a head moves. A random walk's deviation grows with the root of time, hence the units."""
 
-    translation: float = 200.0  # mm / s^1.5: white noise on the acceleration
-    rotation: float = 2.5  # rad / s^1.5
-    expression: float = 1.0  # weight / s^0.5 ...
+    translation: float = 120.0  # mm / s^1.5: white noise on the acceleration
+    rotation: float = 1.5  # rad / s^1.5
+    expression: float = 0.7  # weight / s^0.5 ...
     expression_cutoff: float = 1.5  # ... and deviations from where on the cost is linear: blinks are sudden
     light: float = 0.15  # of its prior's deviations / s^0.5
     offset: float = 0.02  # linear RGB / s^0.5

@@ -82,20 +82,22 @@ class Tracked:
     lost: int
     segments: int
     seconds: dict[str, float]  # of this run, by phase
+    done: dict[str, int]  # frames of this run, by phase
     key_frames: tuple[int, ...]
 
     @property
     def frames_per_second(self) -> float:
-        """Frames tracked and refined for each second that this run spent on both."""
-        spent = self.seconds.get("follow", 0.0) + self.seconds.get("refine", 0.0)
-        return self.frames / spent if spent > 0 else float("nan")
+        """Frames for each second, in this run: each is both followed and refined. NaN if one of it was done before."""
+        if not self.done.get("follow") or not self.done.get("refine"):
+            return float("nan")
+        return 1 / sum(self.seconds[phase] / self.done[phase] for phase in ("follow", "refine"))
 
 
 def track(
     video: str | os.PathLike,
-    out: str | os.PathLike,
+    out: str | Path,
     *,
-    model: str | os.PathLike | MorphableModel | None = None,
+    model: str | Path | MorphableModel | None = None,
     focal_px: float | None = None,
     settings: TrackSettings | None = None,
     pictures: bool = True,
@@ -141,6 +143,7 @@ def track(
             else:
                 say("  going on with the identity found before")
             frames = FrameFitter(fitter, who, settings.samples, settings.noise)
+            before_run = {phase: store.count(phase) for phase in ("followed", "refined")}
             with _timed(seconds, "follow"):
                 _follow_all(video, frames, settings, store, say, lambda n: progress("tracking", n, clip.frames))
             rows = store.rows("followed")
@@ -168,6 +171,10 @@ def track(
         lost=int(final.lost.sum()),
         segments=int(final.segment.max()) + 1,
         seconds=seconds,
+        done={
+            "follow": len(rows) - before_run["followed"],
+            "refine": len(refined) - before_run["refined"],
+        },
         key_frames=who.key_frames,
     )
     if pictures:
@@ -183,9 +190,10 @@ def summary(result: Tracked) -> list[str]:
     """The figures of a track in words."""
     b, a = result.before, result.after
     mm = lambda x: "does not move" if np.isnan(x) else f"{x:+.1f} mm"  # noqa: E731
+    speed = result.frames_per_second
     lines = [
         f"{result.frames} frames, {result.lost} of them without the face, in {result.segments} uninterrupted "
-        f"part{'s' if result.segments != 1 else ''}; {result.frames_per_second:.1f} frames/s in this run",
+        f"part{'s' if result.segments != 1 else ''}" + ("" if np.isnan(speed) else f"; {speed:.1f} frames/s"),
         f"jitter: {b.jitter_px:.2f} -> {a.jitter_px:.2f} px, {b.jitter_mm:.2f} -> {a.jitter_mm:.2f} mm, "
         f"depth {b.depth_jitter_mm:.2f} -> {a.depth_jitter_mm:.2f} mm, "
         f"rotation {b.rotation_jitter_deg:.2f} -> {a.rotation_jitter_deg:.2f} degrees",
@@ -592,8 +600,9 @@ def _drawn_over(fit: Fit, pixels: Picture) -> Picture:
     if left >= right or top >= bottom:
         return pixels
     scale = _DRAWN / side
-    where = [(left - x0) * scale, (top - y0) * scale, (right - x0) * scale, (bottom - y0) * scale]
-    where = [float(np.clip(v, 0, _DRAWN)) for v in where]
+    corners = np.array([left - x0, top - y0, right - x0, bottom - y0]) * scale
+    where = tuple(float(v) for v in np.clip(corners, 0, _DRAWN))
+    assert len(where) == 4  # for the type checker
     size = right - left, bottom - top
     part = [
         np.asarray(Image.fromarray(np.ascontiguousarray(layers[..., k])).resize(size, Image.Resampling.BILINEAR, where))
