@@ -256,7 +256,6 @@ class Fitter:
 
     def problem(self, photo: Photo, face: Face, focal_px=None, mask=None):
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
-        s = self.settings
         points = np.asarray(face.landmarks, float)
         known = np.asarray(np.isfinite(points).all(axis=1))
         if known.sum() < 6:
@@ -264,8 +263,30 @@ class Fitter:
                 f"fit: got {known.sum()} finite landmarks, expected at least 6 of 68. "
                 "Give more points with --landmarks, or a photo that shows more of the face."
             )
-        rotation, scale, origin = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
-        box = self._crop_box(points[known])
+        start = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
+        box = self.crop_box(points[known])
+        problem, first = self.framed(photo, box, start, points, face.noise, focal_px, mask)
+        return problem, first, box
+
+    def framed(
+        self,
+        photo: Photo,
+        box: Float[np.ndarray, "4"],
+        start: tuple[Float[np.ndarray, "3 3"], float, Float[np.ndarray, "2"]],
+        points: Float[np.ndarray, "68 2"],
+        noise: LandmarkNoise,
+        focal_px: float | None = None,
+        mask: Bool[np.ndarray, "height width"] | None = None,
+        centre_px: Float[np.ndarray, "2"] | None = None,
+    ) -> tuple[Problem, FaceParameters]:
+        """The problem of a face in a square crop (x0, y0, width, height) of a photo, and the face it starts at.
+
+        `start` is a pose as of `weak_perspective_pose`; rows of `points` are NaN where no landmark is known, and may
+        all be. The principal point `centre_px` is the photo's middle unless given.
+        """
+        s = self.settings
+        rotation, scale, origin = start
+        known = np.asarray(np.isfinite(points).all(axis=1))
         zoom = s.image_size / box[2]
         picture, inside = photo.crop_srgb(box, s.image_size)
         valid = inside.astype(np.float32)
@@ -290,11 +311,11 @@ class Fitter:
         else:
             log_focal_start = log_focal
         depth = np.exp(log_focal_start) / scale
-        centre = (np.array([width / 2, height / 2]) - box[:2]) * zoom
+        principal = np.array([width / 2, height / 2]) if centre_px is None else centre_px
+        centre = (principal - box[:2]) * zoom
         offset = (origin - box[:2]) * zoom - centre
         quaternion = Rotation.from_matrix(rotation).as_quat(scalar_first=True)
         pose = jaxlie.SE3(jnp.asarray([*quaternion, *(offset / scale), depth], jnp.float32))
-        noise: LandmarkNoise = face.noise
         sigma_mm = np.r_[np.full(17, noise.jaw_mm), np.full(51, noise.inner_mm)]
         sigma_px = np.where(known, sigma_mm * scale, np.inf)
         along = np.where(known[:17], max(s.jaw_along_mm, noise.jaw_mm) * scale, np.inf)
@@ -326,8 +347,7 @@ class Fitter:
             self.solver_model.free_units.shape[0],
             self.solver_model.albedo_rank,
         )
-        first = dataclasses.replace(first, pose=pose, log_focal=single(log_focal_start))
-        return problem, first, box
+        return problem, dataclasses.replace(first, pose=pose, log_focal=single(log_focal_start))
 
     def _label(self, bare: Problem, first: FaceParameters, face: FaceParameters, earlier, noise: float):
         """The problem without what covers the face, a face that has not seen it, and the labels.
@@ -372,7 +392,8 @@ class Fitter:
         lower = float(jnp.sum(best.energies)) < sum(energies.get(name, 0.0) for name in best.names)
         return best if lower or not bool(solution.finite) else None
 
-    def _crop_box(self, points) -> np.ndarray:
+    def crop_box(self, points: Float[np.ndarray, "point 2"]) -> Float[np.ndarray, "4"]:
+        """The square (x0, y0, width, height) that is fitted around some landmarks."""
         low, high = points.min(axis=0), points.max(axis=0)
         side = max(float((high - low).max()), 4.0) * self.settings.crop_factor
         # The 68 points end at the brows: the forehead lies above them.

@@ -246,10 +246,10 @@ def light_sigma() -> Float[Array, " 27"]:
     return jnp.repeat(shading / per_unit, 3)
 
 
-def prepare_stage(
+def start_stage(
     problem: Problem, face: FaceParameters, row: StageRow
-) -> tuple[dict[str, WeightedTerm], FaceParameters]:
-    """The terms of a stage that starts at a face, and the face with its light solved for where the stage says so.
+) -> tuple[Float[Array, "block point"], FaceParameters]:
+    """How far each skin sample is believed in a stage, and the face with its light solved for where the stage says so.
 
     Visibility and all else that decides how far a sample is believed is found here, once for the stage.
     """
@@ -262,11 +262,18 @@ def prepare_stage(
         return sample_weights(m.skin, face, image, problem.valid, visible, problem.saturation, problem.centre)
 
     weight = lax.cond(row.blocks > 0, seen, lambda: jnp.zeros((total, BLOCK)))
-    terms = problem.terms(row, weight)
-    photometric = terms["photometric"].term
+    photometric = problem.terms(row, weight)["photometric"].term
     assert isinstance(photometric, PhotometricTerm)  # as Problem.terms made it
     light = lax.cond(row.relight > 0, lambda: photometric.light(face, light_sigma()), lambda: face.light)
-    return terms, eqx.tree_at(lambda f: f.light, face, light)
+    return weight, eqx.tree_at(lambda f: f.light, face, light)
+
+
+def prepare_stage(
+    problem: Problem, face: FaceParameters, row: StageRow
+) -> tuple[dict[str, WeightedTerm], FaceParameters]:
+    """The terms of a stage that starts at a face, and that face with its light; see `start_stage`."""
+    weight, face = start_stage(problem, face, row)
+    return problem.terms(row, weight), face
 
 
 stage_terms = eqx.filter_jit(prepare_stage)

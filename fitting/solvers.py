@@ -236,20 +236,31 @@ def _clipped(face: FaceParameters) -> FaceParameters:
 def bounded_step(
     quadratic: Quadratic, face: FaceParameters, free: Float[Array, " step"], damping: Float[Array, ""]
 ) -> Float[Array, " step"]:
-    """Minimiser of the damped quadratic over the free entries, expression weights staying in [0, 1].
+    """Minimiser of the damped quadratic over the free entries, expression weights staying in [0, 1]."""
+    hessian = quadratic.hessian + jnp.diag(damping * jnp.diag(quadratic.hessian))
+    at = face.layout.block("expression")
+    return bounded_minimiser(hessian, quadratic.gradient, free > 0, at, -face.expression, 1.0 - face.expression)[0]
 
-    All other unknowns are eliminated first (Schur complement), so the active-set passes over the bounds work on the
-    small expression block alone.
+
+def bounded_minimiser(
+    hessian: Float[Array, "n n"],
+    gradient: Float[Array, " n"],
+    free: Bool[Array, " n"],
+    bounded: slice,
+    low: Float[Array, " b"],
+    high: Float[Array, " b"],
+) -> tuple[Float[Array, " n"], Bool[Array, " b"]]:
+    """Minimiser of gradient · x + ½ x · hessian · x over the free entries, a range of them kept in [low, high].
+
+    Also which entries of the range rest on a bound (or are not free). All other unknowns are eliminated first (Schur
+    complement), so the active-set passes over the bounds work on the small bounded block alone.
     """
-    size, at = face.layout.size, face.layout.block("expression")
-    expression = jnp.arange(at.start, at.stop)
-    others = jnp.concatenate([jnp.arange(at.start), jnp.arange(at.stop, size)])
-    diagonal = jnp.diag(quadratic.hessian)
-    hessian = quadratic.hessian + jnp.diag(damping * diagonal)
-    mask = free > 0
-    hessian = jnp.where(mask[:, None] & mask[None, :], hessian, 0.0)
-    hessian = hessian + jnp.diag(jnp.where(mask, 0.0, 1.0))
-    gradient = jnp.where(mask, quadratic.gradient, 0.0)
+    size = gradient.shape[0]
+    inside = jnp.arange(bounded.start, bounded.stop)
+    others = jnp.concatenate([jnp.arange(bounded.start), jnp.arange(bounded.stop, size)])
+    hessian = jnp.where(free[:, None] & free[None, :], hessian, 0.0)
+    hessian = hessian + jnp.diag(jnp.where(free, 0.0, 1.0))
+    gradient = jnp.where(free, gradient, 0.0)
     # Unknowns differ by orders of magnitude (radians, millimetres, light): scale to a unit diagonal.
     scale = lax.rsqrt(jnp.maximum(jnp.diag(hessian), 1e-20))
     hessian = hessian * scale[:, None] * scale[None, :]
@@ -258,13 +269,13 @@ def bounded_step(
 
     factor = jnp.linalg.cholesky(hessian[jnp.ix_(others, others)])
     solve = lambda b: lax.linalg.triangular_solve(factor, b, left_side=True, lower=True)  # noqa: E731
-    coupling = solve(hessian[jnp.ix_(others, expression)])
+    coupling = solve(hessian[jnp.ix_(others, inside)])
     reduced_gradient = solve(gradient[others][:, None])
-    schur = hessian[jnp.ix_(expression, expression)] - coupling.T @ coupling
-    right = -(gradient[expression] - coupling.T @ reduced_gradient[:, 0])
+    schur = hessian[jnp.ix_(inside, inside)] - coupling.T @ coupling
+    right = -(gradient[inside] - coupling.T @ reduced_gradient[:, 0])
 
-    unit = scale[expression]
-    low, high = (0.0 - face.expression) / unit, (1.0 - face.expression) / unit
+    unit = scale[inside]
+    low, high = low / unit, high / unit
 
     def settle(_, carry):
         fixed, value = carry
@@ -275,18 +286,17 @@ def bounded_step(
         outside = loose & ((move < low) | (move > high))
         return fixed | outside, jnp.where(outside, jnp.clip(move, low, high), jnp.where(fixed, value, move))
 
-    start = (~mask[expression], jnp.zeros_like(right))
-    _, expression_step = lax.fori_loop(0, 4, settle, start)
-    expression_step = jnp.clip(expression_step, low, high)
+    start = (~free[inside], jnp.zeros_like(right))
+    fixed, value = lax.fori_loop(0, 4, settle, start)
+    value = jnp.clip(value, low, high)
     rest = lax.linalg.triangular_solve(
         factor,
-        -(reduced_gradient + (coupling @ expression_step)[:, None]),
+        -(reduced_gradient + (coupling @ value)[:, None]),
         left_side=True,
         lower=True,
         transpose_a=True,
     )[:, 0]
-    step = jnp.zeros(size).at[others].set(rest).at[expression].set(expression_step)
-    return step * scale
+    return jnp.zeros(size).at[others].set(rest).at[inside].set(value) * scale, fixed
 
 
 # --------------------------------------------------------------------------------------------------- all other solvers

@@ -1,0 +1,529 @@
+"""One identity, many photos: each photo fitted alone, doubtful ones told apart, then all of them solved together.
+
+A face in one photo is ambiguous (depth against focal length, albedo against light, shape against expression); several
+photos of the same head are not. `fit_together` shares identity, albedo and, where photos come from one camera, the
+focal length, and leaves every photo its pose, expression, light and colour. A photo whose landmarks are missing or
+contradict the head that the others agree on is started anew from poses around that head, by its pixels alone, and
+stays only if they explain it.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from fitting.arrowhead import JointSolution, Member, solve_together
+from fitting.detection import DlibProvider, Face, LandmarkProvider
+from fitting.fit import Fit, Fitter
+from fitting.landmark_start import LandmarkFitError
+from fitting.observation import Photo
+from fitting.parameters import FaceParameters
+from fitting.photometric import PhotometricTerm
+from fitting.schedule import EVERYTHING, SHAPE, Problem, Stage, StageRow, run_stage, start_stage
+from renderer.camera import Pinhole
+
+log = logging.getLogger("facefit")
+
+Source = Photo | Callable[[], Photo]  # a photo, or how to read it: a large set is never held whole
+
+
+class SetError(ValueError):
+    """Photos that cannot be fitted together: what, got, expected, remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one photo."""
+
+    name: str
+    used: bool
+    words: str
+    alone: str | None = None  # how its own fit ended; None where there were no landmarks
+    explained: float = 0.0  # share of the visible skin whose colour the joint fit explains
+
+
+@dataclasses.dataclass(frozen=True)
+class JointFit:
+    """A person fitted to several photos: one fit for each photo that is used, in the order given."""
+
+    fits: tuple[Fit, ...]  # with the same identity and albedo
+    indices: tuple[int, ...]  # of these photos among those given
+    verdicts: tuple[Verdict, ...]  # of all photos given
+    alone: tuple[Fit | None, ...]  # the photos' own fits
+    solution: JointSolution = dataclasses.field(repr=False)
+    records: list[dict]  # of the joint stages
+    seconds: dict[str, float]
+
+    @property
+    def identity(self) -> Float[np.ndarray, " identity"]:
+        """Of the person, in standard deviations."""
+        return self.fits[0].identity
+
+    @property
+    def albedo(self) -> Float[np.ndarray, " albedo"]:
+        """Of the person, in standard deviations."""
+        return self.fits[0].albedo
+
+    @property
+    def result(self) -> str:
+        """As of the last joint stage."""
+        return self.solution.result
+
+    @property
+    def identity_covariance(self) -> Float[np.ndarray, "identity identity"]:
+        """Covariance of the identity coefficients given all photos, for noise as the terms assume it."""
+        count = len(self.identity)
+        free = np.flatnonzero(np.diag(self.solution.hessian) > 0)
+        inverse = np.linalg.inv(self.solution.hessian[np.ix_(free, free)])
+        kept = free < count
+        return inverse[np.ix_(kept, kept)]
+
+
+def together() -> tuple[Stage, ...]:
+    """The default plan of a joint fit: landmarks, then the photos from blurred to sharp, all identity components."""
+    return (
+        Stage("landmarks, together", SHAPE, 12, without=("photometric",), tolerance=1e-3),
+        Stage("photos, coarse, together", EVERYTHING, 8, level=0, relight=True, tolerance=1e-3),
+        Stage("photos, fine, together", EVERYTHING, 12, level=1, samples=2048, tolerance=1e-3),
+    )
+
+
+class _Entry:
+    """A photo of the set on its way through `fit_together`."""
+
+    def __init__(self, index: int, name: str, source: Source, face: Face | None):
+        self.index, self.name, self.source, self.face = index, name, source, face
+        self.digest, self.size = "", (0, 0)
+        self.focal_px: float | None = None
+        self.alone: Fit | None = None
+        self.problem: Problem | None = None
+        self.start: FaceParameters | None = None
+        self.zoom = 1.0  # pixels of the crop per pixel of the photo
+        self.used, self.words, self.explained = False, "", 0.0
+        self.placed = False  # found by its pixels
+
+    @property
+    def blind(self) -> bool:
+        """Whether it has no landmarks that count."""
+        return not bool(jnp.isfinite(self.ready[0].sigma_px).any())
+
+    @property
+    def unit_px(self) -> float:
+        """Pixels of the crop in the longer side of the photo: what focal lengths of one camera have in common."""
+        return self.zoom * max(self.size)
+
+    @property
+    def ready(self) -> tuple[Problem, FaceParameters]:
+        assert self.problem is not None and self.start is not None
+        return self.problem, self.start
+
+
+Progress = Callable[[str], None]
+
+
+def fit_together(
+    fitter: Fitter,
+    photos: Sequence[Source],
+    faces: Sequence[Face | None],
+    *,
+    names: Sequence[str] | None = None,
+    same_camera: bool = False,
+    focal_px: float | None = None,
+    masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
+    stages: tuple[Stage, ...] | None = None,
+    provider: LandmarkProvider | None = None,
+    progress: Progress | None = None,
+) -> JointFit:
+    """Fit one person to several photos. The result does not depend on their order.
+
+    `faces` holds each photo's face, or None where none was found. With `same_camera` all photos have one focal length
+    (in sizes of the photo); photos whose EXIF tells the same one share it anyway; `focal_px` states it for all. `masks`
+    are true where a photo may be used. `progress` is told what happens, in words.
+
+    Raises SetError where nothing can be fitted together; a photo that cannot be used is reported in its verdict.
+    """
+    names = [f"photo {i}" for i in range(len(photos))] if names is None else list(names)
+    masks = [None] * len(photos) if masks is None else list(masks)
+    if not len(photos) == len(faces) == len(names) == len(masks) or not photos:
+        raise SetError(
+            f"fit_together: got {len(photos)} photos, {len(faces)} faces, {len(names)} names and {len(masks)} masks; "
+            "expected one or more photos, and one of each for every photo."
+        )
+    return _Set(
+        fitter, photos, faces, names, same_camera, focal_px, masks, stages or together(), provider, progress
+    ).fit()
+
+
+# Several photos separate shape from shading better than one, so their colours may count more; measured on rendered
+# heads, docs/rigs.md. A detector's landmarks are twice as far off in a head turned by so many degrees.
+_PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
+_DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
+_COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
+_EXPLAINS = 0.7  # of the share of skin that trusted photos explain
+# Boxes in which a doubtful photo's landmarks are predicted anew: shifts and sizes, in sides of the first one.
+_MOVES = ((0, 0, 1.0), (0.12, 0, 1.0), (-0.12, 0, 1.0), (0, 0.12, 1.0), (0, -0.12, 1.0), (0, 0, 0.85), (0, 0, 1.2))
+
+
+class _Set:
+    """One run of `fit_together`."""
+
+    def __init__(self, fitter, photos, faces, names, same_camera, focal_px, masks, stages, provider, progress):
+        self.fitter, self.same_camera, self.focal_px = fitter, same_camera, focal_px
+        self.stages, self.provider, self.tell = stages, provider or DlibProvider(), progress or log.info
+        self.masks, self.seconds, self.records = masks, {}, []
+        self.entries = [_Entry(i, n, p, f) for i, (n, p, f) in enumerate(zip(names, photos, faces, strict=True))]
+
+    def fit(self) -> JointFit:
+        began = time.perf_counter()
+        for entry in self.entries:
+            self._alone(entry)
+        # By content, so that sums and choices are the same in whatever order the photos were given.
+        order = sorted(self.entries, key=lambda e: e.digest)
+        self._mark_duplicates(order)
+        fresh = [e for e in order if not e.words]
+        trusted = [e for e in fresh if e.alone is not None and e.alone.result != "failed"]
+        doubtful = [e for e in fresh if e not in trusted]
+        if not trusted:
+            reasons = "; ".join(f"{e.name}: {e.alone.reason if e.alone else 'no face'}" for e in self.entries)
+            raise SetError(
+                f"fit_together: got {len(self.entries)} photos of which none can be trusted ({reasons}); expected at "
+                "least one whose face is found. Add a frontal photo, or give landmarks."
+            )
+        self.seconds["alone"] = time.perf_counter() - began
+        began = time.perf_counter()
+        trusted, solution = self._agreeing(trusted, doubtful)
+        if doubtful:
+            self._place_all(trusted, doubtful)
+        placed = [e for e in doubtful if e.placed]
+        self.seconds["agree"] = time.perf_counter() - began
+        began = time.perf_counter()
+        used = sorted(trusted + placed, key=lambda e: e.digest)
+        for stage in self.stages:
+            solution = self._solve(used, stage)
+        self.seconds["together"] = time.perf_counter() - began
+        return self._result(used, solution)
+
+    # ------------------------------------------------------------------------------------------- each photo alone
+
+    def _alone(self, entry: _Entry) -> None:
+        photo = entry.source() if callable(entry.source) else entry.source
+        entry.digest = hashlib.sha256(photo.pixels.tobytes() + str(photo.pixels.shape).encode()).hexdigest()
+        entry.size, entry.focal_px = (photo.height, photo.width), photo.focal_px
+        if entry.face is None:
+            return
+        try:
+            fit = self.fitter.fit(photo, entry.face, focal_px=self.focal_px, mask=self.masks[entry.index])
+        except LandmarkFitError as error:
+            self.tell(f"{entry.name}: {error}")
+            return
+        entry.alone = fit
+        problem, start, _ = fit.inside
+        entry.problem, entry.start = problem, start
+        entry.zoom = float(jnp.exp(start.log_focal)) / float(fit.camera.focal[0])
+
+    def _mark_duplicates(self, order: Sequence[_Entry]) -> None:
+        for earlier, entry in zip(order, order[1:], strict=False):
+            if earlier.digest == entry.digest:
+                entry.words = f"left out: the same picture as {earlier.name}"
+
+    # ---------------------------------------------------------------------------------------------- all together
+
+    def _solve(self, entries: Sequence[_Entry], stage: Stage) -> JointSolution:
+        # A stage that does not look at the photos has nothing to hold one without landmarks.
+        seen = [e for e in entries if stage.photometric or not e.blind]
+        groups = self._focal_groups(seen)
+        common = self._common(seen) if not self.records else seen[0].ready[1]
+        faces = _one_focal([e.ready[1] for e in seen], [e.unit_px for e in seen], groups)
+        members = [
+            Member(
+                self._shared_noise(e, f, len(seen)),
+                dataclasses.replace(f, identity=common.identity, albedo=common.albedo),
+                g,
+            )
+            for e, f, g in zip(seen, faces, groups, strict=True)
+        ]
+        solution = solve_together(members, stage)
+        for entry, face in zip(seen, solution.faces, strict=True):
+            entry.start = face
+        for entry in entries:
+            at = entry.ready[1]
+            entry.start = dataclasses.replace(at, identity=solution.faces[0].identity, albedo=solution.faces[0].albedo)
+        total = dict(zip(solution.names, solution.history[-1].tolist(), strict=True))
+        self.records.append(
+            {
+                "name": stage.name,
+                "photos": len(seen),
+                "steps": solution.steps,
+                "result": solution.result,
+                "energies": total,
+                "seconds": solution.seconds,
+            }
+        )
+        energy = sum(total.values())
+        self.tell(f"  {stage.name}: {len(seen)} photo(s), energy {energy:.1f} after {solution.steps} steps")
+        return solution
+
+    def _shared_noise(self, entry: _Entry, face: FaceParameters, count: int) -> Problem:
+        """The photo's problem with the noise that its landmarks have among several photos.
+
+        A detector errs in every photo of a head in much the same way, and so do definitions that are not the model's:
+        n photos say no more about that than one. Their variance grows with n, which is what a shared error that is
+        solved for would come to. A detector's errors also grow as the head turns away.
+        """
+        problem, root = entry.ready[0], float(np.sqrt(count))
+        own = dataclasses.replace(
+            problem, photometric_sigma=jnp.float32(_PHOTOMETRIC_SIGMA), photometric_cutoff=jnp.float32(_CUTOFF)
+        )
+        if entry.face is None or entry.face.noise.annotated:
+            return dataclasses.replace(own, shared_mm=own.shared_mm * root)
+        rotation = np.asarray(face.pose.rotation().as_matrix())
+        turn = abs(float(np.degrees(np.arctan2(rotation[0, 2], -rotation[2, 2]))))
+        factor = root * (1.0 + turn / _TURN_DEGREES) if count > 1 else 1.0
+        return dataclasses.replace(own, sigma_px=own.sigma_px * factor)
+
+    def _common(self, entries: Sequence[_Entry]) -> FaceParameters:
+        """Identity and albedo to start from: the mean of the photos' own."""
+        faces = [e.ready[1] for e in entries]
+        mean = lambda name: jnp.mean(jnp.stack([getattr(f, name) for f in faces]), axis=0)  # noqa: E731
+        return dataclasses.replace(faces[0], identity=mean("identity"), albedo=mean("albedo"))
+
+    def _focal_groups(self, entries: Sequence[_Entry]) -> list[int]:
+        if self.same_camera or self.focal_px is not None:
+            return [0] * len(entries)
+        told = {f: k for k, f in enumerate(sorted({round(e.focal_px, 1) for e in entries if e.focal_px is not None}))}
+        return [told[round(e.focal_px, 1)] if e.focal_px is not None else -1 - e.index for e in entries]
+
+    def _agreeing(self, trusted: list[_Entry], doubtful: list[_Entry]) -> tuple[list[_Entry], JointSolution]:
+        """Photos whose landmarks fit one head; the others become doubtful, the worst first."""
+        while True:
+            solution = self._solve(trusted, self.stages[0])
+            if len(trusted) < 3:
+                return trusted, solution
+            costs = [self._cost(e, row, solution.names) for e, row in zip(trusted, solution.energies, strict=True)]
+            worst = int(np.argmax(costs))
+            if costs[worst] < _DISAGREES:
+                return trusted, solution
+            self.tell(f"  {trusted[worst].name}: its landmarks contradict the other photos'")
+            doubtful.append(trusted.pop(worst))
+
+    def _cost(self, entry: _Entry, energies: Float[np.ndarray, " term"], names: Sequence[str]) -> float:
+        """By how much the photo's landmarks cost more with the shared identity than with its own."""
+        assert entry.alone is not None
+        shared = sum(e for e, n in zip(energies, names, strict=True) if n in ("landmarks", "jaw", "expression"))
+        return float(shared) - entry.alone.misfit
+
+    # ------------------------------------------------------------------------- photos whose landmarks do not help
+
+    def _place_all(self, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
+        """Look in doubtful photos for the head that the others agree on."""
+        for stage in self.stages[1:]:
+            self._solve(trusted, stage)
+        last = self.stages[-1]
+        head = trusted[0].ready[1]
+        costs = [self._tried(*e.ready, last) for e in trusted]
+        spots = [_spot(e) for e in trusted if e.face is not None]
+        for entry in doubtful:
+            self._place(entry, head, _Usual.of(costs), spots)
+
+    def _place(self, entry: _Entry, head: FaceParameters, usual: "_Usual", spots: Sequence["_Spot"]) -> None:
+        """Believe the landmarks, of several boxes, with which the head fits the photo best, if it fits."""
+        photo = entry.source() if callable(entry.source) else entry.source
+        boxes = [entry.face.box] if entry.face is not None else [tuple(s.box_in(photo)) for s in spots]
+        faces = [] if entry.face is None else [entry.face]
+        if entry.face is None or entry.face.source != "file":
+            faces += [f for box in boxes for f in self._faces_about(photo, box)]
+        best, cost = None, _Cost(np.inf, 0.0)
+        for face in faces:
+            try:
+                problem, first, box = self.fitter.problem(photo, face, self.focal_px, self.masks[entry.index])
+            except LandmarkFitError:
+                continue
+            zoom = self.fitter.settings.image_size / box[2]
+            unit = np.log(zoom * max(photo.height, photo.width))
+            found = self._fitted(problem, first, head, float(np.median([s.log_focal for s in spots]) + unit))
+            tried = _Cost(np.inf, 0.0) if found is None else self._tried(problem, found, self.stages[-1])
+            if found is not None and tried.landmarks < cost.landmarks:
+                best, cost = (problem, found, zoom, face), tried
+        if best is None:
+            entry.words = "left out: no face was found in it"
+            return
+        entry.explained = cost.explained
+        if cost.landmarks > usual.landmarks or cost.explained < usual.explained:
+            entry.words = (
+                f"left out: the others' head meets its landmarks at an energy of {cost.landmarks:.0f} "
+                f"(at most {usual.landmarks:.0f} expected) and explains {100 * cost.explained:.0f} % of the skin "
+                f"(at least {100 * usual.explained:.0f} %)"
+            )
+            return
+        entry.problem, entry.start, entry.zoom, entry.face = best
+        entry.placed, entry.words = True, "used, once the others had told whose head it is"
+
+    def _faces_about(self, photo: Photo, box) -> list[Face]:
+        """The detector's answers in a box and some beside it, clockwise: wrong ones differ, right ones agree."""
+        x0, y0, x1, y1 = (float(v) for v in box)
+        side, found = max(x1 - x0, y1 - y0), []
+        for dx, dy, scale in _MOVES:
+            middle = np.array([(x0 + x1) / 2 + dx * side, (y0 + y1) / 2 + dy * side])
+            low, high = middle - 0.5 * scale * side, middle + 0.5 * scale * side
+            found += self.provider.faces(photo, (*low, *high), False)
+        return found
+
+    def _fitted(self, problem: Problem, first: FaceParameters, head: FaceParameters, log_focal: float):
+        """The head in a photo, by landmarks alone, from several poses: its pose and expression; None where it fails."""
+        nearer = np.exp(log_focal - float(first.log_focal))
+        place = first.pose.translation() * jnp.array([1.0, 1.0, nearer])
+        start = dataclasses.replace(
+            first,
+            identity=head.identity,
+            albedo=head.albedo,
+            log_focal=jnp.asarray(np.float32(log_focal)),
+            pose=jaxlie.SE3.from_rotation_and_translation(first.pose.rotation(), place),
+        )
+        stage = Stage("place", ("pose", "expression"), 15, without=("photometric",))
+        solution = run_stage(problem, start, stage)
+        if not bool(solution.finite):
+            return None
+        light = Stage("light", ("light",), 1, level=self.stages[-1].level, relight=True)
+        lit = run_stage(problem, solution.face, light)
+        return lit.face if bool(lit.finite) else None
+
+    def _tried(self, problem: Problem, face: FaceParameters, last: Stage) -> "_Cost":
+        """What a face's landmarks cost, apart from its identity, and how much of the visible skin it explains."""
+        energies, explained = _judged(problem, face, last.row(problem))
+        return _Cost(float(sum(energies[n] for n in ("landmarks", "jaw", "expression"))), float(explained))
+
+    # ------------------------------------------------------------------------------------------------ the result
+
+    def _result(self, used: Sequence[_Entry], solution: JointSolution) -> JointFit:
+        last = self.stages[-1]
+        fits: dict[int, Fit] = {}
+        for k, entry in enumerate(used):
+            problem, face = entry.ready
+            entry.used = True
+            entry.words = entry.words or "used"
+            if last.photometric:
+                entry.explained = self._tried(problem, face, last).explained
+            energies = dict(zip(solution.names, solution.energies[k].tolist(), strict=True))
+            fits[entry.index] = self._fit_of(entry, energies, solution, np.asarray(solution.quadratics[k].hessian))
+        verdicts = tuple(
+            Verdict(e.name, e.used, e.words or "left out", e.alone.result if e.alone else None, e.explained)
+            for e in self.entries
+        )
+        indices = tuple(sorted(fits))
+        return JointFit(
+            fits=tuple(fits[i] for i in indices),
+            indices=indices,
+            verdicts=verdicts,
+            alone=tuple(e.alone for e in self.entries),
+            solution=solution,
+            records=self.records,
+            seconds=self.seconds,
+        )
+
+    def _fit_of(self, entry: _Entry, energies: dict[str, float], solution: JointSolution, hessian) -> Fit:
+        problem, face = entry.ready
+        height, width = entry.size
+        focal = float(jnp.exp(face.log_focal)) / entry.zoom
+        camera = Pinhole(
+            focal=jnp.array([focal, focal]),
+            centre=jnp.array([width / 2, height / 2]),
+            pose=face.pose,
+            height=height,
+            width=width,
+        )
+        detected = np.full((68, 2), np.nan, np.float32) if entry.face is None else entry.face.landmarks
+        return Fit(
+            model=self.fitter.model,
+            camera=camera,
+            identity=np.asarray(face.identity),
+            expression=np.asarray(face.expression),
+            albedo=np.asarray(face.albedo),
+            light=np.asarray(face.light),
+            detected=np.asarray(detected, np.float32),
+            source="none" if entry.face is None else entry.face.source,
+            result=solution.result,
+            reason="",
+            energies=energies,
+            stages=self.records,
+            timings={},
+            settings=self.fitter.settings,
+            hessian=hessian,
+            problem=problem,
+            parameters=face,
+            stage=self.stages[-1],
+        )
+
+
+class _Cost(NamedTuple):
+    """How well a face suits a photo."""
+
+    landmarks: float  # energy of landmarks, jaw and expression
+    explained: float  # share of the visible skin
+
+
+class _Usual(NamedTuple):
+    """What is expected of a photo that joins trusted ones."""
+
+    landmarks: float  # at most
+    explained: float  # at least
+
+    @classmethod
+    def of(cls, costs: Sequence[_Cost]) -> "_Usual":
+        landmarks, explained = (np.array(x) for x in zip(*costs, strict=True))
+        return cls(max(_COSTS * float(landmarks.max()), _COSTS_AT_LEAST), _EXPLAINS * float(np.median(explained)))
+
+
+class _Spot(NamedTuple):
+    """Where a trusted photo has its face, and how its landmarks lie in the face's box."""
+
+    relative: Float[np.ndarray, "3"]  # middle and side of the face's box, in widths and heights of the photo
+    relation: Float[np.ndarray, "3"]  # from the box's middle to the landmarks', and their height, in sides of the box
+    log_focal: float  # in longer sides of the photo
+
+    def box_in(self, photo: Photo) -> Float[np.ndarray, "4"]:
+        """The same place in another photo."""
+        x, y, side = self.relative * [photo.width, photo.height, max(photo.width, photo.height)]
+        return np.array([x - side / 2, y - side / 2, x + side / 2, y + side / 2])
+
+
+def _spot(entry: _Entry) -> _Spot:
+    assert entry.alone is not None and entry.face is not None
+    low, high = entry.alone.landmarks2d.min(axis=0), entry.alone.landmarks2d.max(axis=0)
+    box = np.asarray(entry.face.box, float)
+    middle, side = (box[:2] + box[2:]) / 2, float(np.sqrt(np.prod(box[2:] - box[:2])))
+    height, width = entry.size
+    relative = np.array([middle[0] / width, middle[1] / height, side / max(width, height)])
+    relation = np.array([*(((low + high) / 2 - middle) / side), (high[1] - low[1]) / side])
+    return _Spot(relative, relation, float(entry.ready[1].log_focal) - float(np.log(entry.unit_px)))
+
+
+def _one_focal(faces: Sequence[FaceParameters], units: Sequence[float], groups: Sequence[int]) -> list[FaceParameters]:
+    """Faces of one focal group at the mean of their focal lengths, at the depth that keeps their size in the photo."""
+    relative = np.array([float(f.log_focal) - np.log(u) for f, u in zip(faces, units, strict=True)])
+    out = []
+    for face, unit, group, own in zip(faces, units, groups, relative, strict=True):
+        shared = float(np.mean(relative[np.array(groups) == group]))
+        place = face.pose.translation() * jnp.array([1.0, 1.0, np.exp(shared - own)])
+        pose = jaxlie.SE3.from_rotation_and_translation(face.pose.rotation(), place)
+        out.append(dataclasses.replace(face, pose=pose, log_focal=jnp.asarray(np.float32(shared + np.log(unit)))))
+    return out
+
+
+@eqx.filter_jit
+def _judged(problem: Problem, face: FaceParameters, row: StageRow) -> tuple[dict[str, Array], Float[Array, ""]]:
+    """The energy of every term, and the share of the visible skin whose colour the face explains."""
+    weight, _ = start_stage(problem, face, row)
+    terms = problem.terms(row, weight)
+    photometric = terms["photometric"].term
+    assert isinstance(photometric, PhotometricTerm)  # as Problem.terms made it
+    counted = jnp.where((jnp.arange(weight.shape[0]) < row.blocks)[:, None], weight, 0.0)
+    share = jnp.sum(photometric.inlier_weights(face)) / jnp.maximum(jnp.sum(counted), 1e-6)
+    return {name: terms[name].term.energy(face) for name in terms if name != "photometric"}, share
