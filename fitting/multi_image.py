@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fitting.arrowhead import JointSolution, Member, solve_together
-from fitting.detection import DlibProvider, Face, LandmarkProvider
+from fitting.detection import UNSURE_SPREAD, DlibProvider, Face, LandmarkProvider
 from fitting.fit import Fit, Fitter
 from fitting.landmark_start import LandmarkFitError
 from fitting.observation import Photo
@@ -167,6 +167,8 @@ def fit_together(
 _PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
+_AGREE, _ALIKE_DEGREES = 0.6, 8.0  # of a doubtful photo's answers, the share that must see the head turned alike
+_DOUBT = 1.6  # as Settings.failed_doubt, with the steadiest of these answers and the identity known
 _EXPLAINS = 0.7  # of the share of skin that trusted photos explain
 # Boxes in which a doubtful photo's landmarks are predicted anew: shifts and sizes, in sides of the first one.
 _MOVES = ((0, 0, 1.0), (0.12, 0, 1.0), (-0.12, 0, 1.0), (0, 0.12, 1.0), (0, -0.12, 1.0), (0, 0, 0.85), (0, 0, 1.2))
@@ -284,9 +286,7 @@ class _Set:
         )
         if entry.face is None or entry.face.noise.annotated:
             return dataclasses.replace(own, shared_mm=own.shared_mm * root)
-        rotation = np.asarray(face.pose.rotation().as_matrix())
-        turn = abs(float(np.degrees(np.arctan2(rotation[0, 2], -rotation[2, 2]))))
-        factor = root * (1.0 + turn / _TURN_DEGREES) if count > 1 else 1.0
+        factor = root * (1.0 + abs(_yaw(face)) / _TURN_DEGREES) if count > 1 else 1.0
         return dataclasses.replace(own, sigma_px=own.sigma_px * factor)
 
     def _common(self, entries: Sequence[_Entry]) -> FaceParameters:
@@ -340,7 +340,7 @@ class _Set:
         faces = [] if entry.face is None else [entry.face]
         if entry.face is None or entry.face.source != "file":
             faces += [f for box in boxes for f in self._faces_about(photo, box)]
-        best, cost = None, _Cost(np.inf, 0.0)
+        tries = []
         for face in faces:
             try:
                 problem, first, box = self.fitter.problem(photo, face, self.focal_px, self.masks[entry.index])
@@ -349,13 +349,21 @@ class _Set:
             zoom = self.fitter.settings.image_size / box[2]
             unit = np.log(zoom * max(photo.height, photo.width))
             found = self._fitted(problem, first, head, float(np.median([s.log_focal for s in spots]) + unit))
-            tried = _Cost(np.inf, 0.0) if found is None else self._tried(problem, found, self.stages[-1])
-            if found is not None and tried.landmarks < cost.landmarks:
-                best, cost = (problem, found, zoom, face), tried
-        if best is None:
+            if found is not None:
+                tries.append(_Try(problem, found, zoom, face, self._tried(problem, found, self.stages[-1])))
+        if not tries:
             entry.words = "left out: no face was found in it"
             return
-        entry.explained = cost.explained
+        agreeing = _agreeing(tries)
+        best = min(agreeing, key=lambda t: t.cost.landmarks)
+        cost, entry.explained = best.cost, best.cost.explained
+        spread = min(t.face.spread for t in agreeing)
+        doubt = spread / UNSURE_SPREAD * float(np.sqrt(cost.landmarks / self.fitter.settings.usual_energy))
+        if len(agreeing) < _AGREE * len(tries) or doubt > _DOUBT:
+            entry.words = (
+                "left out: its landmarks cannot be trusted, as where a face is turned far to the side or covered"
+            )
+            return
         if cost.landmarks > usual.landmarks or cost.explained < usual.explained:
             entry.words = (
                 f"left out: the others' head meets its landmarks at an energy of {cost.landmarks:.0f} "
@@ -363,7 +371,7 @@ class _Set:
                 f"(at least {100 * usual.explained:.0f} %)"
             )
             return
-        entry.problem, entry.start, entry.zoom, entry.face = best
+        entry.problem, entry.start, entry.zoom, entry.face = best.problem, best.at, best.zoom, best.face
         entry.placed, entry.words = True, "used, once the others had told whose head it is"
 
     def _faces_about(self, photo: Photo, box) -> list[Face]:
@@ -467,6 +475,32 @@ class _Cost(NamedTuple):
 
     landmarks: float  # energy of landmarks, jaw and expression
     explained: float  # share of the visible skin
+
+
+class _Try(NamedTuple):
+    """The head fitted to one answer of the detector."""
+
+    problem: Problem
+    at: FaceParameters
+    zoom: float
+    face: Face
+    cost: _Cost
+
+    @property
+    def yaw(self) -> float:
+        """Degrees."""
+        return _yaw(self.at)
+
+
+def _agreeing(tries: Sequence[_Try]) -> list[_Try]:
+    """The largest group that sees the head turned alike: wrong answers depend on the box, right ones do not."""
+    groups = [[other for other in tries if abs(other.yaw - one.yaw) <= _ALIKE_DEGREES] for one in tries]
+    return max(groups, key=lambda g: (len(g), -min(t.cost.landmarks for t in g)))
+
+
+def _yaw(face: FaceParameters) -> float:
+    rotation = np.asarray(face.pose.rotation().as_matrix())
+    return float(np.degrees(np.arctan2(rotation[0, 2], -rotation[2, 2])))
 
 
 class _Usual(NamedTuple):
