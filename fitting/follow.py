@@ -17,12 +17,13 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from fitting.banded import Chain, chain_least_squares
-from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, _face, _Region
+from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, LandmarkNoise, _face, _Region
 from fitting.energies import INNER_LIPS, LIDS, relative_term
 from fitting.fit import Fitter
 from fitting.key_frames import Identity, largest_face
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
+from fitting.photometric import NOMINAL_SAMPLES
 from fitting.schedule import OBSERVATIONS, PRIORS, Problem, Stage, StageRow, start_stage
 from fitting.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
 from fitting.surface_samples import PointBasis, SkinSamples, SolverModel
@@ -84,8 +85,8 @@ def _openings(problem: Problem, face: Face) -> dict[str, AbstractTerm]:
     known = np.isfinite(np.asarray(problem.sigma_px))
     points = jnp.asarray(np.where(known[:, None], np.asarray(problem.points_px), np.nan))
     inner = np.asarray(problem.sigma_px)[INNER]
-    # One deviation of the inner landmarks is face.noise.inner_mm, so this is a millimetre in the crop's pixels.
-    pixels = float(np.min(inner)) / face.noise.inner_mm if np.isfinite(inner).any() else 1.0
+    # One deviation of sure landmarks is inner_mm, so this is a millimetre in the crop's pixels, or more if unsure.
+    pixels = float(np.min(inner)) / LANDMARK_NOISE["dlib"].inner_mm if np.isfinite(inner).any() else 1.0
     return {
         name: relative_term(problem.model.landmarks, points, pairs, float(mm * pixels), problem.centre)
         for name, (pairs, mm) in _OPENINGS.items()
@@ -185,7 +186,16 @@ class FrameFitter:
             lambda m: self.chain([seen], m, stage), moved, bounds, start, free, steps, tolerance
         ).state
 
-    def fit(self, photo: Photo, face: Face, start: Motion | None) -> tuple[Motion, Seen, dict[str, float]]:
+    def unlike(self, seen: Seen, photometric: float) -> float:
+        """How far the skin differs from what is expected there: 0 as the model has it, 1 where all is an outlier."""
+        problem, blocks = seen.problem, int(self.row("fine", seen).blocks)
+        believed = float(jnp.sum(seen.weight[:blocks])) / (blocks * seen.weight.shape[1])
+        most = 0.5 * NOMINAL_SAMPLES * believed * 3 * float(problem.photometric_cutoff / problem.photometric_sigma) ** 2
+        return photometric / most if most > 0 else 1.0
+
+    def fit(
+        self, photo: Photo, face: Face, start: Motion | None, thorough: bool = False
+    ) -> tuple[Motion, Seen, dict[str, float]]:
         """A frame from a start, or from its landmarks alone; its observations and energies."""
         seen, first = self.seen(photo, face)
         motion = start
@@ -196,7 +206,8 @@ class FrameFitter:
             seen = self.believing(seen, motion, stage="coarse")
             motion = self.solve(seen, motion, "coarse", everything, 8, 1e-3)
         seen = self.believing(seen, motion)
-        motion = self.solve(seen, motion, "fine", everything, 10, 1e-3)
+        # What a start leaves undone, the next frames would make up for, and it would look like motion.
+        motion = self.solve(seen, motion, "fine", everything, *((30, 1e-5) if thorough else (10, 5e-4)))
         energies = self.linearise(seen, motion, 0)[2]
         return motion, seen, dict(zip(self.names, energies.tolist(), strict=True))
 
@@ -224,7 +235,8 @@ class FollowSettings:
 
     cut_change: float = 0.09  # mean change of a small picture above which the scene may have been cut ...
     cut_ratio: float = 5.0  # ... if it is this many times the usual one
-    lost_spread: float = 0.035  # of the landmarks, above which there is no face
+    lost_spread: float = 0.06  # of the landmarks, above which there is no face, or from UNSURE_SPREAD on ...
+    lost_unlike: float = 0.5  # ... this share of what would be lost if no skin looked like the face's
     lost_doubt: float = 2.2  # spread over UNSURE_SPREAD times the root of misfit over usual_energy
     lost_mm: float = 10.0  # median distance of model and landmarks
     jump_mm: float = 60.0  # a head that moved farther from its prediction than this, or ...
@@ -316,22 +328,34 @@ class FrameTracker:
         if face is None and frame.time_s - self._searched >= self.settings.patience_s:
             self._searched = frame.time_s
             face = largest_face(frame.photo, 2048)
-        return None if face is None else self._fitted(frame, face, None)
+        found = None if face is None else self._fitted(frame, face, None)
+        if found is None:
+            return None
+        # dlib's points depend on its box: take them as all following frames will, or the head would jump once.
+        again = self._placed(frame.photo, found[0])
+        refined = None if again is None else self._fitted(frame, again, found[0], thorough=True)
+        return found if refined is None else refined
 
-    def _fitted(self, frame: Frame, face: Face, start: Motion | None):
-        motion, seen, energies = self.frames.fit(frame.photo, face, start)
+    def _fitted(self, frame: Frame, face: Face, start: Motion | None, thorough: bool = False):
+        motion, seen, energies = self.frames.fit(frame.photo, _as_sure_as_it_is(face), start, thorough)
         settings, fit = self.settings, self.frames.fitter.settings
         misfit = energies["landmarks"] + energies["jaw"] + energies["expression"]
         doubt = max(face.spread, UNSURE_SPREAD / 2) / UNSURE_SPREAD * np.sqrt(max(misfit, 0.0) / fit.usual_energy)
         finite = np.isfinite([*energies.values(), *motion.place[0]]).all()
         away = motion.rotation[0][2, 2] > 0.0  # -1 for a head that faces the camera
-        if not finite or away or motion.place[0, 2] < 50 or doubt > settings.lost_doubt:
+        if not finite or away or motion.place[0, 2] < 50:
+            return None
+        # Closed eyes and fast turns make dlib unsure; the skin then says whether it is still the face.
+        unlike = self.frames.unlike(seen, energies["photometric"])
+        if unlike > settings.lost_unlike and (doubt > settings.lost_doubt or face.spread > UNSURE_SPREAD):
+            return None
+        if doubt > 2 * settings.lost_doubt:
             return None
         middle = np.array([frame.photo.width / 2, frame.photo.height / 2])
         error = np.linalg.norm(self._landmarks(motion)[17:] + middle - face.landmarks[17:], axis=1)
         if np.nanmedian(error) * motion.place[0, 2] / self.frames.who.focal_px > settings.lost_mm:
             return None
-        return motion, seen, face, misfit, doubt
+        return motion, face, {"misfit": misfit, "doubt": doubt, "unlike": unlike}
 
     def _placed(self, photo: Photo, motion: Motion) -> Face | None:
         """Landmarks in the box that dlib would draw around the head in this pose: no search, and no jumping box."""
@@ -396,10 +420,11 @@ class FrameTracker:
             "spread": np.nan,
             "misfit": np.nan,
             "doubt": np.nan,
+            "unlike": np.nan,
         }
         if found is None:
             return row
-        motion, _, face, misfit, doubt = found
+        motion, face, figures = found
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = motion.rotation[0], motion.place[0]
         return row | {
@@ -410,11 +435,19 @@ class FrameTracker:
             "offset": motion.offset[0],
             "landmarks": np.asarray(face.landmarks, float),
             "spread": face.spread,
-            "misfit": misfit,
-            "doubt": doubt,
+            **figures,
         }
 
 
 def face_of(row: dict[str, Any], photo: Photo) -> Face:
     """The face that a row was fitted to."""
-    return Face.from_landmarks(np.asarray(row["landmarks"], float), photo, LANDMARK_NOISE["dlib"])
+    face = Face.from_landmarks(np.asarray(row["landmarks"], float), photo, LANDMARK_NOISE["dlib"])
+    return _as_sure_as_it_is(dataclasses.replace(face, spread=float(row["spread"])))
+
+
+def _as_sure_as_it_is(face: Face) -> Face:
+    """The face with the noise that the spread of its landmarks tells of: unsure ones are left to photo and motion."""
+    usual = LANDMARK_NOISE["dlib"]
+    factor = max(1.0, face.spread / UNSURE_SPREAD)
+    noise = LandmarkNoise(usual.inner_mm * factor, usual.jaw_mm * factor)
+    return dataclasses.replace(face, noise=noise)

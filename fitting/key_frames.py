@@ -10,6 +10,7 @@ from scipy.ndimage import laplace
 from fitting.detection import DlibProvider, Face, NoFaceError, _face, _hog_regions
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
+from fitting.multi_image import fit_together
 from fitting.observation import Photo
 from fitting.video import Frame, describe_video, read_frames
 
@@ -152,8 +153,9 @@ def _searched_harder(path: str) -> dict[int, Face]:
 def identity_of(
     fitter: Fitter, photos: Sequence[Photo], faces: Sequence[Face], focal_px: float | None, indices: tuple[int, ...]
 ) -> Identity:
-    """The identity that the key frames agree on."""
-    fits = [fitter.fit(photo, face, focal_px=focal_px) for photo, face in zip(photos, faces, strict=True)]
-    fits = sorted((f for f in fits if f.result != "failed"), key=lambda f: f.misfit) or fits
-    best = fits[0]
-    return Identity(best.identity, best.albedo, float(best.camera.focal[0]), best.light, indices)
+    """The identity that the key frames agree on: solved for together, with one focal length."""
+    names = [f"frame {index}" for index in indices]
+    joint = fit_together(fitter, photos, faces, names=names, same_camera=True, focal_px=focal_px)
+    first = joint.fits[0]
+    used = tuple(indices[i] for i in joint.indices)
+    return Identity(joint.identity, joint.albedo, float(first.camera.focal[0]), first.light, used)

@@ -202,6 +202,15 @@ def second_differences(values: Float[np.ndarray, "frame point n"], track: Track)
     return ((velocity[1:] - velocity[:-1]) * mean[:, None, None])[whole]
 
 
+def offset_error(points: Float[np.ndarray, "frame point n"], truth: Float[np.ndarray, "frame point n"]) -> float:
+    """3DDFA's stability: rms difference between the points' frame-to-frame offsets and the true ones, in their unit.
+
+    It needs a clip with known truth. A constant error counts for nothing, a shake and a lag do.
+    """
+    wrong = np.diff(points - truth, axis=0)
+    return float(np.sqrt(np.nanmean(np.sum(wrong**2, axis=-1))))
+
+
 def leakage(track: Track) -> tuple[float, dict[str, float]]:
     """How far the head's motion follows from lids and jaw: the pose/expression leakage of a track.
 
@@ -212,7 +221,7 @@ def leakage(track: Track) -> tuple[float, dict[str, float]]:
     The second result is the slope in depth: mm for a change of the weight by 1.
     """
     s = track.segment
-    pairs = np.asarray((s[:-1] >= 0) & (s[:-1] == s[1:]))
+    pairs = np.flatnonzero(np.logical_and(s[:-1] >= 0, s[:-1] == s[1:]))
     names = track.expression_names
     columns, moved = [], {}
     for name, units in LEAKING_UNITS.items():
@@ -224,7 +233,7 @@ def leakage(track: Track) -> tuple[float, dict[str, float]]:
         if moved[name]:
             columns.append((name, change))
     nothing = {name: float("nan") for name in LEAKING_UNITS}
-    count = int(pairs.sum())
+    count = len(pairs)
     if not columns or count < 8 + len(columns):
         return float("nan"), nothing
     motion = np.concatenate([np.diff(track.t, axis=0), 80.0 * _rotation_steps(track)], axis=1)[pairs]
@@ -239,7 +248,7 @@ def leakage(track: Track) -> tuple[float, dict[str, float]]:
 
 def _rotation_steps(track: Track) -> Float[np.ndarray, "step 3"]:
     """Rotation vectors from each frame to the next in the camera's axes; NaN beside lost frames."""
-    known = np.isfinite(track.R).all(axis=(1, 2))
+    known = np.asarray(np.isfinite(track.R).all(axis=(1, 2)))
     R = np.where(known[:, None, None], track.R, np.eye(3))
     turn = Rotation.from_matrix(R[1:] @ R[:-1].transpose(0, 2, 1)).as_rotvec()
     return np.where((known[1:] & known[:-1])[:, None], turn, np.nan)

@@ -9,7 +9,7 @@ from scipy.spatial.transform import Rotation
 import fitting.tracking as tracking
 from fitting.detection import LANDMARK_NOISE, Face
 from fitting.key_frames import Candidate, Identity, choose
-from fitting.motion import Track, TrackFormatError, leakage, steadiness
+from fitting.motion import Track, TrackFormatError, leakage, offset_error, steadiness
 from fitting.tracking import Store, TrackError, TrackSettings, track
 from fitting.video import ClipWriter
 
@@ -74,6 +74,16 @@ def test_jitter_is_not_counted_across_segments(tiny):
     assert steadiness(jump, tiny).jitter_mm > 5
     apart = dataclasses.replace(jump, segment=np.repeat([0, 1], 20))
     assert steadiness(apart, tiny).jitter_mm < 1e-9
+
+
+def test_offset_error_sees_shake_and_lag_but_no_constant_error():
+    time = np.arange(50) / 25
+    truth = np.repeat(np.sin(4 * time)[:, None, None], 3, axis=1)
+    shaken = truth + 0.1 * np.random.default_rng(0).normal(size=truth.shape)
+    late = np.repeat(np.sin(4 * (time - 0.1))[:, None, None], 3, axis=1)
+    assert offset_error(truth + 5, truth) < 1e-12
+    assert abs(offset_error(shaken, truth) - 0.1 * np.sqrt(2)) < 0.03
+    assert offset_error(late, truth) > 0.02
 
 
 def test_leakage_is_the_motion_that_the_face_predicts(tiny):
@@ -180,11 +190,6 @@ def known_identity(monkeypatch, fitted):
 
 
 SETTINGS = TrackSettings(shard=4, window=8, overlap=3, steps=3, samples=512)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("track")
 
 
 def test_a_clip_with_gap_and_cut_is_tracked_and_resumed(clip, known_identity, head, tmp_path):
