@@ -132,6 +132,25 @@ def detect_faces(
     return chosen
 
 
+ONE_PERSON = 0.6  # distance of two descriptors up to which dlib takes faces for one person's
+
+
+def face_descriptor(photo: Photo, landmarks: Float[np.ndarray, "68 2"]) -> Float[np.ndarray, "128"]:
+    """dlib's description of whose face it is (King 2017): near for photos of one person, see ONE_PERSON.
+
+    `landmarks` are in photo pixels, all of them; those of a fit do where a detector has hidden some.
+    """
+    if not np.isfinite(landmarks).all():
+        hidden = int(np.sum(~np.isfinite(landmarks).all(axis=1)))
+        raise NoFaceError(f"face_descriptor: got {hidden} hidden landmarks, expected all 68. Use a fit's landmarks2d.")
+    models = _models()
+    points = [models.dlib.point(round(float(x)), round(float(y))) for x, y in landmarks]
+    (left, top), (right, bottom) = landmarks.min(axis=0).astype(int), landmarks.max(axis=0).astype(int)
+    box = models.dlib.rectangle(int(left), int(top), int(right), int(bottom))
+    shape = models.dlib.full_object_detection(box, points)
+    return np.array(models.recogniser.compute_face_descriptor(np.ascontiguousarray(photo.pixels), shape))
+
+
 def _where(box: Box) -> str:
     return "at " + ",".join(f"{v:.0f}" for v in box)
 
@@ -404,6 +423,11 @@ class _DlibModels:
     @functools.cached_property
     def cnn(self) -> Any:
         return self.dlib.cnn_face_detection_model_v1(str(_trained_file(self.folder, "mmod_human_face_detector.dat")))
+
+    @functools.cached_property
+    def recogniser(self) -> Any:
+        path = _trained_file(self.folder, "dlib_face_recognition_resnet_model_v1.dat")
+        return self.dlib.face_recognition_model_v1(str(path))
 
 
 def _models() -> _DlibModels:

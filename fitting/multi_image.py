@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import jaxlie
 import numpy as np
 from jaxtyping import Array, Bool, Float
+from scipy.sparse.csgraph import connected_components
 
 from fitting.arrowhead import JointSolution, Member, solve_together
-from fitting.detection import UNSURE_SPREAD, DlibProvider, Face, LandmarkProvider
+from fitting.detection import ONE_PERSON, UNSURE_SPREAD, DlibProvider, Face, LandmarkProvider, face_descriptor
 from fitting.fit import Fit, Fitter
 from fitting.landmark_start import LandmarkFitError
 from fitting.observation import Photo
@@ -103,6 +104,7 @@ class _Entry:
         self.index, self.name, self.source, self.face = index, name, source, face
         self.digest, self.size = "", (0, 0)
         self.focal_px: float | None = None
+        self.descriptor: Float[np.ndarray, " 128"] | None = None
         self.alone: Fit | None = None
         self.problem: Problem | None = None
         self.start: FaceParameters | None = None
@@ -136,6 +138,7 @@ def fit_together(
     *,
     names: Sequence[str] | None = None,
     same_camera: bool = False,
+    one_person: bool = False,
     focal_px: float | None = None,
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
     stages: tuple[Stage, ...] | None = None,
@@ -145,8 +148,9 @@ def fit_together(
     """Fit one person to several photos. The result does not depend on their order.
 
     `faces` holds each photo's face, or None where none was found. With `same_camera` all photos have one focal length
-    (in sizes of the photo); photos whose EXIF tells the same one share it anyway; `focal_px` states it for all. `masks`
-    are true where a photo may be used. `progress` is told what happens, in words.
+    (in sizes of the photo); photos whose EXIF tells the same one share it anyway; `focal_px` states it for all. With
+    `one_person` nobody looks whether the photos show different people. `masks` are true where a photo may be used.
+    `progress` is told what happens, in words.
 
     Raises SetError where nothing can be fitted together; a photo that cannot be used is reported in its verdict.
     """
@@ -158,7 +162,7 @@ def fit_together(
             "expected one or more photos, and one of each for every photo."
         )
     return _Set(
-        fitter, photos, faces, names, same_camera, focal_px, masks, stages or together(), provider, progress
+        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), provider, progress
     ).fit()
 
 
@@ -177,8 +181,10 @@ _MOVES = ((0, 0, 1.0), (0.12, 0, 1.0), (-0.12, 0, 1.0), (0, 0.12, 1.0), (0, -0.1
 class _Set:
     """One run of `fit_together`."""
 
-    def __init__(self, fitter, photos, faces, names, same_camera, focal_px, masks, stages, provider, progress):
-        self.fitter, self.same_camera, self.focal_px = fitter, same_camera, focal_px
+    def __init__(
+        self, fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages, provider, progress
+    ):
+        self.fitter, self.same_camera, self.one_person, self.focal_px = fitter, same_camera, one_person, focal_px
         self.stages, self.provider, self.tell = stages, provider or DlibProvider(), progress or log.info
         self.masks, self.seconds, self.records = masks, {}, []
         self.entries = [_Entry(i, n, p, f) for i, (n, p, f) in enumerate(zip(names, photos, faces, strict=True))]
@@ -199,6 +205,8 @@ class _Set:
                 f"fit_together: got {len(self.entries)} photos of which none can be trusted ({reasons}); expected at "
                 "least one whose face is found. Add a frontal photo, or give landmarks."
             )
+        if not self.one_person:
+            trusted = self._mark_strangers(trusted)
         self.seconds["alone"] = time.perf_counter() - began
         began = time.perf_counter()
         trusted, solution = self._agreeing(trusted, doubtful)
@@ -230,11 +238,43 @@ class _Set:
         problem, start, _ = fit.inside
         entry.problem, entry.start = problem, start
         entry.zoom = float(jnp.exp(start.log_focal)) / float(fit.camera.focal[0])
+        if fit.result != "failed" and not self.one_person:
+            entry.descriptor = face_descriptor(photo, fit.landmarks2d)
 
     def _mark_duplicates(self, order: Sequence[_Entry]) -> None:
         for earlier, entry in zip(order, order[1:], strict=False):
             if earlier.digest == entry.digest:
                 entry.words = f"left out: the same picture as {earlier.name}"
+
+    def _mark_strangers(self, trusted: list[_Entry]) -> list[_Entry]:
+        """The photos of the person whom most photos show; the others are reported."""
+        if len(trusted) < 2:
+            return trusted
+        described = np.stack([e.descriptor for e in trusted if e.descriptor is not None])
+        apart = np.linalg.norm(described[:, None] - described, axis=2)
+        # Whoever is linked by a chain of like faces is one person: turned heads are like their neighbours.
+        count, person = connected_components(apart <= ONE_PERSON, directed=False)
+        if count == 1:
+            return trusted
+        sizes = np.bincount(person)
+        largest = np.flatnonzero(sizes == sizes.max())
+        if len(largest) > 1:
+            groups = "; ".join(
+                ", ".join(e.name for e, p in zip(trusted, person, strict=True) if p == k) for k in range(count)
+            )
+            raise SetError(
+                f"fit_together: got photos of {count} different people ({groups}), expected one person's. Remove the "
+                "others', or state that they are one person's with one_person=True (--one-person)."
+            )
+        for entry, who, distance in zip(trusted, person, apart, strict=True):
+            if who != largest[0]:
+                nearest = float(distance[person == largest[0]].min())
+                entry.words = (
+                    f"left out: another person (dlib's descriptor is {nearest:.2f} from the others', up to "
+                    f"{ONE_PERSON:g} is one person)"
+                )
+                self.tell(f"  {entry.name}: another person")
+        return [e for e, who in zip(trusted, person, strict=True) if who == largest[0]]
 
     # ---------------------------------------------------------------------------------------------- all together
 
