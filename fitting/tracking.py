@@ -194,11 +194,16 @@ def summary(result: Tracked) -> list[str]:
     lines = [
         f"{result.frames} frames, {result.lost} of them without the face, in {result.segments} uninterrupted "
         f"part{'s' if result.segments != 1 else ''}" + ("" if np.isnan(speed) else f"; {speed:.1f} frames/s"),
+    ]
+    if np.isnan(b.jitter_px):
+        return [*lines, "too short to say how steady it is: no three frames follow each other"]
+    lines.append(
         f"jitter: {b.jitter_px:.2f} -> {a.jitter_px:.2f} px, {b.jitter_mm:.2f} -> {a.jitter_mm:.2f} mm, "
         f"depth {b.depth_jitter_mm:.2f} -> {a.depth_jitter_mm:.2f} mm, "
-        f"rotation {b.rotation_jitter_deg:.2f} -> {a.rotation_jitter_deg:.2f} degrees",
-        f"leakage of expression into pose: {100 * b.leakage:.0f} -> {100 * a.leakage:.0f} %",
-    ]
+        f"rotation {b.rotation_jitter_deg:.2f} -> {a.rotation_jitter_deg:.2f} degrees"
+    )
+    share = lambda x: "not measurable" if np.isnan(x) else f"{100 * x:.0f} %"  # noqa: E731
+    lines.append(f"leakage of expression into pose: {share(b.leakage)} -> {share(a.leakage)}")
     lines += [
         f"  depth for a whole {unit}: {mm(b.leakage_mm[unit])} -> {mm(a.leakage_mm[unit])}" for unit in b.leakage_mm
     ]
