@@ -241,6 +241,17 @@ class DlibProvider:
         return found
 
 
+def landmarks_at(
+    photo: Photo, centre: Float[np.ndarray, "2"], side: float, roll: float = 0.0, source: str = "box"
+) -> Face | None:
+    """dlib's landmarks in a square of a photo as it is, without a search; None where too little of it is in the photo.
+
+    `side` is in photo pixels, `roll` in radians, clockwise as displayed. For those who know where the face is: a
+    tracker, or a fit.
+    """
+    return _face(photo, _Region(np.asarray(centre, float), side, roll), source, math.inf)
+
+
 def _face(photo: Photo, region: _Region, source: str, steady_spread: float, **search: float) -> Face | None:
     """The face of a region, or None where too little of it is in the photo."""
     best = region

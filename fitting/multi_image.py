@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.sparse.csgraph import connected_components
 
 from fitting.arrowhead import JointSolution, Member, solve_together
-from fitting.detection import ONE_PERSON, UNSURE_SPREAD, DlibProvider, Face, LandmarkProvider, face_descriptor
+from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, face_descriptor, landmarks_at
 from fitting.fit import Fit, Fitter
 from fitting.landmark_start import LandmarkFitError
 from fitting.observation import Photo
@@ -142,7 +142,6 @@ def fit_together(
     focal_px: float | None = None,
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
     stages: tuple[Stage, ...] | None = None,
-    provider: LandmarkProvider | None = None,
     progress: Progress | None = None,
 ) -> JointFit:
     """Fit one person to several photos. The result does not depend on their order.
@@ -162,7 +161,7 @@ def fit_together(
             "expected one or more photos, and one of each for every photo."
         )
     return _Set(
-        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), provider, progress
+        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), progress
     ).fit()
 
 
@@ -181,11 +180,9 @@ _MOVES = ((0, 0, 1.0), (0.12, 0, 1.0), (-0.12, 0, 1.0), (0, 0.12, 1.0), (0, -0.1
 class _Set:
     """One run of `fit_together`."""
 
-    def __init__(
-        self, fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages, provider, progress
-    ):
+    def __init__(self, fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages, progress):
         self.fitter, self.same_camera, self.one_person, self.focal_px = fitter, same_camera, one_person, focal_px
-        self.stages, self.provider, self.tell = stages, provider or DlibProvider(), progress or log.info
+        self.stages, self.tell = stages, progress or log.info
         self.masks, self.seconds, self.records = masks, {}, []
         self.entries = [_Entry(i, n, p, f) for i, (n, p, f) in enumerate(zip(names, photos, faces, strict=True))]
 
@@ -415,13 +412,13 @@ class _Set:
         entry.placed, entry.words = True, "used, once the others had told whose head it is"
 
     def _faces_about(self, photo: Photo, box) -> list[Face]:
-        """The detector's answers in a box and some beside it, clockwise: wrong ones differ, right ones agree."""
+        """The detector's answers in a box and some beside it: wrong ones differ, right ones agree."""
         x0, y0, x1, y1 = (float(v) for v in box)
         side, found = max(x1 - x0, y1 - y0), []
         for dx, dy, scale in _MOVES:
             middle = np.array([(x0 + x1) / 2 + dx * side, (y0 + y1) / 2 + dy * side])
-            low, high = middle - 0.5 * scale * side, middle + 0.5 * scale * side
-            found += self.provider.faces(photo, (*low, *high), False)
+            face = landmarks_at(photo, middle, scale * side)
+            found += [] if face is None else [face]
         return found
 
     def _fitted(self, problem: Problem, first: FaceParameters, head: FaceParameters, log_focal: float):
