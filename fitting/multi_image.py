@@ -110,7 +110,8 @@ class _Entry:
         self.start: FaceParameters | None = None
         self.zoom = 1.0  # pixels of the crop per pixel of the photo
         self.used, self.words, self.explained = False, "", 0.0
-        self.placed = False  # found by its pixels
+        self.placed = False  # among the others, once they had told whose head it is
+        self.energies: dict[str, float] = {}
 
     @property
     def blind(self) -> bool:
@@ -168,6 +169,7 @@ def fit_together(
 # Several photos separate shape from shading better than one, so their colours may count more; measured on rendered
 # heads, docs/rigs.md. A detector's landmarks are twice as far off in a head turned by so many degrees.
 _PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
+_OWN = ("expression", "pose", "light")  # what a photo does not share
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
 _AGREE, _ALIKE_DEGREES = 0.6, 8.0  # of a doubtful photo's answers, the share that must see the head turned alike
@@ -215,6 +217,8 @@ class _Set:
         used = sorted(trusted + placed, key=lambda e: e.digest)
         for stage in self.stages:
             solution = self._solve(used, stage)
+        for entry in used:
+            self._own(entry)
         self.seconds["together"] = time.perf_counter() - began
         return self._result(used, solution)
 
@@ -325,6 +329,19 @@ class _Set:
             return dataclasses.replace(own, shared_mm=own.shared_mm * root)
         factor = root * (1.0 + abs(_yaw(face)) / _TURN_DEGREES) if count > 1 else 1.0
         return dataclasses.replace(own, sigma_px=own.sigma_px * factor)
+
+    def _own(self, entry: _Entry) -> None:
+        """The photo's own unknowns once more, now that identity is known, with the noise that one photo's points have.
+
+        Errors that photos share blur whose head it is. What the face does in this photo they do not.
+        """
+        problem, face = entry.ready
+        last = self.stages[-1]
+        stage = dataclasses.replace(last, name="alone again", free=_OWN, relight=False, steps=8)
+        solution = run_stage(problem, face, stage)
+        if bool(solution.finite):
+            entry.start = solution.face
+            entry.energies = solution.by_term(np.asarray(solution.energies))
 
     def _common(self, entries: Sequence[_Entry]) -> FaceParameters:
         """Identity and albedo to start from: the mean of the photos' own."""
@@ -456,8 +473,9 @@ class _Set:
             entry.words = entry.words or "used"
             if last.photometric:
                 entry.explained = self._tried(problem, face, last).explained
-            energies = dict(zip(solution.names, solution.energies[k].tolist(), strict=True))
-            fits[entry.index] = self._fit_of(entry, energies, solution, np.asarray(solution.quadratics[k].hessian))
+            fits[entry.index] = self._fit_of(
+                entry, entry.energies, solution, np.asarray(solution.quadratics[k].hessian)
+            )
         verdicts = tuple(
             Verdict(e.name, e.used, e.words or "left out", e.alone.result if e.alone else None, e.explained)
             for e in self.entries
