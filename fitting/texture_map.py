@@ -1,10 +1,16 @@
-"""The face's own colour map: the photo laid out in UV space, its light taken off, its gaps filled.
+"""The face's own colour map: photos laid out in UV space, their light taken off, their gaps filled.
 
-What the photo shows is kept as the logarithm of its ratio to what the fit predicts (albedo times shade). Such a
+What a photo shows is kept as the logarithm of its ratio to what the fit predicts (albedo times shade). Such a
 ratio can be blended, mirrored and continued over parts that the photo does not show without leaving a seam, and
 where it is 0 the map is the model's own albedo.
+
+Several photos of one person differ by their light, as far as nine harmonics cannot follow it, smoothly over the face:
+each photo's smooth difference from what all have in common is found where photos overlap, continued to where one stands
+alone, and taken off. Then broad colours are averaged, while details are taken from the photo that shows them best:
+an average of details that lie a millimetre apart is a blur (Burt & Adelson 1983, "A multiresolution spline").
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -32,6 +38,15 @@ _SHADE_FLOOR = 0.5  # of the face's usual shade: darker is not divided by
 _SATURATED = 0.92  # linear; a channel at its end stop does not tell a colour
 _SHOULDER = 0.75  # linear; hardly any skin's albedo is above: what is, is gloss or light that the fit does not know
 _SIDES_DIFFER = 0.4  # logarithm; more is not light's or exposure's doing, but hair or a shadow on one side
+_VIEWS = 16  # photos that are blended at most: more show nothing that these do not
+_ENOUGH = 3.0  # good views of a point, beyond which another adds little
+_USEFUL = 4.0  # pixels per mm; the map shows no more
+_HALVINGS = 2  # of the map, at which the light's differences and outliers are looked for
+_ROUNDS = 3  # of looking for them
+_CERTAIN = 8.0  # a difference is known where an eighth of the surroundings overlaps
+_BROAD = 0.03  # of the map's side; broader differences between photos are the light's, narrower ones details
+_OUTLYING = 0.2  # logarithm; a photo this far from the median shows gloss, a shadow or hair
+_DECIDED = 4  # power of the trust that decides whose details are shown
 _MASKS = ("face", "scalp", "ears", "interior", "lids", "lips", "brows", "beard", "iris", "sclera")
 
 Map = Float[np.ndarray, "row column"]
@@ -45,10 +60,29 @@ class _Layout(NamedTuple):
     skin: Map  # 1 on the skin, 0 on eyes, teeth, tongue, lashes
     albedo: ColourMap  # linear, the fit's
     plain: ColourMap  # the same, with skin in place of brows and lips, which the photo may have elsewhere
-    shade: ColourMap
     masks: dict[str, Map]
     near_face: Map  # 1 on the front of the face, falling to 0 behind and below it
     mirror_uv: Float[np.ndarray, "row column 2"]
+
+
+Source = Photo | Callable[[], Photo]  # a photo, or how to read it: many large ones are never held at once
+
+
+class Blend(NamedTuple):
+    """What several photos of one person show in common."""
+
+    ratio: ColourMap  # logarithm of the common colour over the fit's plain albedo
+    trust: Map  # 0 to 1
+    views: tuple["View", ...]
+
+
+class View(NamedTuple):
+    """What one photo shows of the map, at a quarter of its size."""
+
+    photo: int  # index among those given
+    # Logarithm of its colour, its light's smooth difference taken off, over the common one.
+    difference: Float[np.ndarray, "small_row small_column 3"]
+    trust: Float[np.ndarray, "small_row small_column"]  # 0 to 1
 
 
 def face_texture(
@@ -60,12 +94,48 @@ def face_texture(
     filled from the other side of the face, then by continuing the colours around them. Eyes, teeth, tongue and lashes
     are the model's, the eyes as bright as in the photo.
     """
-    mesh = fit.mesh
-    layout = _layout(fit, mesh, size)
-    ratio, trust = _observe(fit, photo, mesh, layout, mask)
-    if trust.max() < 0.05:  # the head lies outside the photo: nothing to take from it
+    return person_texture([fit], [photo], size, [mask])
+
+
+def person_texture(
+    fits: Sequence[Fit],
+    photos: Sequence[Source],
+    size: int = 1024,
+    masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Diffuse colour (sRGB-encoded) of a person's head from several photos; `face_texture` says how gaps are filled.
+
+    `fits` have one identity and albedo (`fitting.multi_image.fit_together`) and one photo each, which may be given as
+    a callable that reads it. At most the 16 photos that together show the head best are read.
+    """
+    layout, blend = blend_photos(fits, photos, size, masks)
+    if blend.trust.max() < 0.05:  # the head lies outside the photos: nothing to take from them
         return _finish(layout.albedo, layout.valid)
-    return _finish(_below_white(layout.plain * np.exp(_complete(ratio, trust, layout))), layout.valid)
+    return _finish(_below_white(layout.plain * np.exp(_complete(blend.ratio, blend.trust, layout))), layout.valid)
+
+
+def blend_photos(
+    fits: Sequence[Fit],
+    photos: Sequence[Source],
+    size: int = 1024,
+    masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
+) -> tuple["_Layout", Blend]:
+    """The layout of a person's map, and what the photos show in common; see `person_texture`."""
+    masks = [None] * len(fits) if masks is None else list(masks)
+    if not len(fits) == len(photos) == len(masks) or not fits:
+        raise ValueError(
+            f"person_texture: got {len(fits)} fits, {len(photos)} photos and {len(masks)} masks; expected one or more "
+            "fits, and a photo (and mask, or None) for each. JointFit.indices says which photos its fits belong to."
+        )
+    layout = _layout(fits[0], size)
+    chosen = _choose(fits)
+    seen = []
+    for k in chosen:
+        source = photos[k]
+        photo = source() if callable(source) else source
+        seen.append(_observe(fits[k], photo, fits[k].mesh, layout, masks[k]))
+    worth = _worth([fits[k] for k in chosen], seen)
+    return layout, _blend(chosen, [ratio for ratio, _ in seen], [trust for _, trust in seen], worth, layout)
 
 
 def model_texture(
@@ -97,50 +167,65 @@ def _below_white(colour: ColourMap) -> ColourMap:
     return colour * ((_SHOULDER + room * np.tanh((largest - _SHOULDER) / room)) / largest)
 
 
-def _layout(fit: Fit, mesh: Mesh, size: int) -> _Layout:
+def _layout(fit: Fit, size: int) -> _Layout:
     model = fit.model
-    count = len(mesh.vertices)
-    skin = np.ones(count, bool)
-    if "skin" in model.part_names:
-        skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
+    count = len(model.mean)
+    skin = _skin(model)
     masks = {name: np.asarray(model.masks.get(name, jnp.zeros(count)), np.float32) for name in _MASKS}
     if "face" not in model.masks:
         masks["face"] = skin.astype(np.float32)
     per_vertex = jnp.stack([jnp.asarray(v) for v in (skin, _near_face(model, masks, skin), *masks.values())], axis=1)
     albedo = model.albedo_linear(jnp.asarray(fit.albedo))
-    normals = mesh.normals @ fit.camera.rotation.T
-    light = jnp.asarray(fit.light)
-    usual = _usual_shade(np.asarray(sh_basis(normals) @ light), masks["face"] > 0.5)
-    vertex = jnp.concatenate([albedo, normals, model.uv[model.mirror], per_vertex], axis=1)
-    ids, flat = _texels(vertex, model.uv, model.triangles, light, jnp.asarray(usual), size)
-    flat = np.asarray(flat)
-    named = {name: flat[..., 10 + k] for k, name in enumerate(masks)}
+    vertex = jnp.concatenate([albedo, model.uv[model.mirror], per_vertex], axis=1)
+    ids, flat = (np.asarray(a) for a in _texels(vertex, model.uv, model.triangles, size))
+    named = {name: flat[..., 7 + k] for k, name in enumerate(masks)}
     albedo = np.maximum(flat[..., :3], 1e-3)
     featured = np.clip(4.0 * (named["brows"] + named["lips"]), 0.0, 1.0)
-    filled = extrapolate(albedo, flat[..., 8] * (1.0 - featured), np.zeros(3, np.float32), fade=0.0)
+    filled = extrapolate(albedo, flat[..., 5] * (1.0 - featured), np.zeros(3, np.float32), fade=0.0)
     return _Layout(
-        valid=np.asarray(ids) >= 0,
-        skin=flat[..., 8],
+        valid=ids >= 0,
+        skin=flat[..., 5],
         albedo=albedo,
         plain=albedo + featured[..., None] * (filled - albedo),
-        shade=_flattened(flat[..., 3:6], named["scalp"], float(usual.mean())),
         masks=named,
-        near_face=flat[..., 9],
-        mirror_uv=flat[..., 6:8],
+        near_face=flat[..., 6],
+        mirror_uv=flat[..., 3:5],
     )
 
 
+def _skin(model: MorphableModel) -> Bool[np.ndarray, " vertex"]:
+    if "skin" not in model.part_names:
+        return np.ones(len(model.mean), bool)
+    return np.asarray(model.part_of_vertex) == model.part_names.index("skin")
+
+
+def _shade(fit: Fit, mesh: Mesh, layout: _Layout) -> ColourMap:
+    """What light the fit expects on each texel, usable to divide by."""
+    normals = mesh.normals @ fit.camera.rotation.T
+    light = jnp.asarray(fit.light)
+    front = np.asarray(fit.model.masks["face"]) > 0.5 if "face" in fit.model.masks else _skin(fit.model)
+    usual = _usual_shade(np.asarray(sh_basis(normals) @ light), front)
+    size = len(layout.valid)
+    shade = np.asarray(_texel_shade(normals, fit.model.uv, fit.model.triangles, light, jnp.asarray(usual), size))
+    return _flattened(shade, layout.masks["scalp"], float(usual.mean()))
+
+
 @eqx.filter_jit
-def _texels(vertex: Float[Array, "vertex column"], uv, triangles, light, usual: Float[Array, "3"], size: int):
-    """Triangle id and vertex columns of each texel, with the normals (columns 3 to 5) turned into shade.
+def _texels(vertex: Float[Array, "vertex column"], uv, triangles, size: int):
+    """Triangle id and vertex columns of each texel."""
+    table = texel_table(uv, triangles, size)
+    return table.triangle_ids, interpolate(vertex, triangles, *table)
+
+
+@eqx.filter_jit
+def _texel_shade(normals: Float[Array, "vertex 3"], uv, triangles, light, usual: Float[Array, "3"], size: int):
+    """The shade of each texel.
 
     A fit knows the light from the face's front only; on its sides spherical harmonics fall to anything, and dividing
     by that would blow up noise into colours.
     """
-    table = texel_table(uv, triangles, size)
-    flat = interpolate(vertex, triangles, *table)
-    shade = usable_shade(sh_basis(unit(flat[..., 3:6])) @ light, usual, _SHADE_FLOOR)
-    return table.triangle_ids, jnp.concatenate([flat[..., :3], shade, flat[..., 6:]], axis=-1)
+    flat = interpolate(normals, triangles, *texel_table(uv, triangles, size))
+    return usable_shade(sh_basis(unit(flat)) @ light, usual, _SHADE_FLOOR)
 
 
 def _usual_shade(shade: Float[np.ndarray, "vertex 3"], face: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, "3"]:
@@ -196,7 +281,7 @@ def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple
     layers = np.concatenate([picture, gauges], axis=2)
     unwrapped, cosine = (np.asarray(a) for a in unwrap(jnp.asarray(layers), bare, camera, size))
     colour, gauges = unwrapped[..., :3], unwrapped[..., 3:]
-    ratio = np.log((colour + _DARK) / (layout.plain * layout.shade + _DARK))
+    ratio = np.log((colour + _DARK) / (layout.plain * _shade(fit, mesh, layout) + _DARK))
     ratio = np.where(cosine[..., None] > 0, ratio, 0.0)
     trust = _step(cosine, 0.2, 0.65) * _step(gauges[..., 0], 0.9, 1.0) * gauges[..., 1] * layout.near_face
     return ratio, (trust * _looks_like_skin(ratio, trust, gauges[..., 2], layout)).astype(np.float32)
@@ -244,6 +329,149 @@ def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: _Layout) ->
     near_like *= _step(brightness, -1.1, -0.7) * (1.0 - _step(brightness, 0.5, 0.8))
     unlike = lids * (1.0 - lid_like) + lips * (1.0 - lip_like) + near * (1.0 - near_like)
     return 1.0 - np.clip(5.0 * _blur(unlike, 0.005) - 0.3, 0.0, 1.0)
+
+
+def _choose(fits: Sequence[Fit]) -> list[int]:
+    """The photos that together show the head best, one after the other, in the order of their worth.
+
+    By what their fits say alone: a photo's worth at a vertex is how squarely and finely it sees it, and a vertex that
+    was seen well a few times gains little from one more.
+    """
+    if len(fits) <= 1:
+        return list(range(len(fits)))
+    skin = _skin(fits[0].model)
+    finest = max(_pixels_per_mm(fit) for fit in fits)
+    views = []
+    for fit in fits:
+        mesh = fit.mesh
+        towards = fit.camera.towards_camera(fit.camera.to_camera(mesh.vertices))
+        cosine = np.sum(np.asarray(mesh.normals @ fit.camera.rotation.T * towards), axis=1)[skin]
+        views.append(_step(cosine, 0.2, 0.65) * min(1.0, _pixels_per_mm(fit) / finest))
+    worth, chosen = np.stack(views), []
+    total = np.zeros(worth.shape[1])
+    while len(chosen) < min(_VIEWS, len(fits)):
+        gain = np.exp(-total / _ENOUGH) @ (1.0 - np.exp(-worth / _ENOUGH)).T
+        gain[chosen] = -1.0
+        chosen.append(int(np.argmax(gain)))
+        total += worth[chosen[-1]]
+    return chosen
+
+
+def _pixels_per_mm(fit: Fit) -> float:
+    return float(fit.camera.focal.mean() / fit.camera.pose.translation()[2])
+
+
+def _worth(fits: Sequence[Fit], seen: Sequence[tuple[ColourMap, Map]]) -> list[float]:
+    """How much each photo's details count: by its pixels, at most those that the map can show, and by its sharpness.
+
+    Sharpness is the contrast of fine against coarser detail; noise has more of the first, but not four times as much.
+    """
+    fineness = np.array([min(_pixels_per_mm(fit), _USEFUL) for fit in fits])
+    contrast = []
+    for ratio, trust in seen:
+        grey = ratio.mean(axis=2)
+        fine, coarse = (np.abs(_blur(grey, s) - _blur(grey, 3 * s))[trust > 0.5] for s in (0.0015, 0.004))
+        contrast.append(float(fine.mean() / max(coarse.mean(), 1e-6)) if fine.size else 0.0)
+    sharpness = np.clip(np.array(contrast) / max(max(contrast), 1e-6), 0.25, 1.0)
+    return ((fineness / fineness.max()) * sharpness).tolist()
+
+
+def _blend(chosen: Sequence[int], ratios: Sequence[ColourMap], trusts: Sequence[Map], worth, layout: _Layout) -> Blend:
+    """Ratios of photos to their predictions made one."""
+    size = len(layout.valid)
+    # What is shown but not trusted counts where nothing else is known: the eyes' brightness is read from there.
+    weights = [np.maximum(t, 1e-3 * (np.abs(r).sum(axis=2) > 0)) for r, t in zip(ratios, trusts, strict=True)]
+    small = [_reduced(r, w) for r, w in zip(ratios, weights, strict=True)]
+    offsets, agreements, common = _reconciled([r for r, _ in small], [w for _, w in small])
+    views = tuple(
+        View(k, ratio - offset - common, weight * agrees)
+        for k, (ratio, weight), offset, agrees in zip(chosen, small, offsets, agreements, strict=True)
+    )
+    weights = [w * np.clip(_enlarged(a, size), 1e-3, 1.0) for w, a in zip(weights, agreements, strict=True)]
+    best = np.maximum(np.max([v * w for v, w in zip(worth, weights, strict=True)], axis=0), 1e-12)
+    broad, fine = np.zeros_like(ratios[0]), np.zeros_like(ratios[0])
+    shares = np.zeros((2, size, size), np.float32)
+    for ratio, weight, offset, value in zip(ratios, weights, offsets, worth, strict=True):
+        own = ratio - _enlarged(offset, size)
+        low = _blur(own * weight[..., None], _BROAD) / np.maximum(_blur(weight, _BROAD), 1e-9)[..., None]
+        decided = (value * weight / best) ** _DECIDED
+        broad += low * weight[..., None]
+        fine += (own - low) * decided[..., None]
+        shares += np.stack([weight, decided])
+    broad, fine = (x / np.maximum(s, 1e-9)[..., None] for x, s in zip((broad, fine), shares, strict=True))
+    ratio = np.where(shares[0][..., None] > 0, broad + fine, 0.0)
+    return Blend(ratio.astype(np.float32), np.max(trusts, axis=0), views)
+
+
+def _reduced(
+    ratio: ColourMap, weight: Map
+) -> tuple[Float[np.ndarray, "small_row small_column 3"], Float[np.ndarray, "small_row small_column"]]:
+    """A quarter of a map's rows and columns: weighted means, and the mean weight."""
+    total, share = ratio * weight[..., None], weight
+    for _ in range(_HALVINGS):
+        total, share = halve(total), halve(share)
+    return total / np.maximum(share, 1e-9)[..., None], share / 4**_HALVINGS
+
+
+def _enlarged(values: np.ndarray, size: int) -> np.ndarray:
+    """A quarter map at its full size, interpolated."""
+    sizes = [size]
+    for _ in range(_HALVINGS):
+        sizes.append((sizes[-1] + 1) // 2)
+    for n in reversed(sizes[:-1]):
+        values = double(values, n, n)
+    return values
+
+
+def _reconciled(ratios: Sequence[ColourMap], weights: Sequence[Map]) -> tuple[list[ColourMap], list[Map], ColourMap]:
+    """Each photo's smooth difference from what all have in common, how far it agrees with them, and the common map.
+
+    A photo's difference is known where others overlap it; from there it is continued as by `mirror_fill`.
+    """
+    own = list(ratios)
+    offsets = [np.zeros_like(r) for r in ratios]
+    agreements = [np.ones_like(w) for w in weights]
+    for _ in range(_ROUNDS if len(own) > 1 else 0):
+        # Before the differences: a hard shadow that had once passed for a difference of light would stay one.
+        agreements = _agreements(own, weights, _mean(own, weights, agreements)[0])
+        common, total = _mean(own, weights, agreements)
+        for k, (weight, agrees) in enumerate(zip(weights, agreements, strict=True)):
+            mine = weight * agrees
+            both = np.minimum(mine, np.maximum(total - mine, 0.0))
+            near = _blur(both, _BROAD)
+            smooth = _blur((own[k] - common) * both[..., None], _BROAD) / np.maximum(near, 1e-9)[..., None]
+            known = np.clip(_CERTAIN * near, 0.0, 1.0)
+            offsets[k] = offsets[k] + extrapolate(smooth, known, np.zeros(3, smooth.dtype), fade=0.02)
+            own[k] = ratios[k] - offsets[k]
+    common, _ = _mean(own, weights, agreements)
+    return offsets, agreements, common
+
+
+def _mean(ratios, weights, agreements) -> tuple[ColourMap, Map]:
+    shares = [w * a for w, a in zip(weights, agreements, strict=True)]
+    total = np.sum(shares, axis=0)
+    mean = sum(r * s[..., None] for r, s in zip(ratios, shares, strict=True)) / np.maximum(total, 1e-9)[..., None]
+    return mean, total
+
+
+def _agreements(ratios: Sequence[ColourMap], weights: Sequence[Map], common: ColourMap) -> list[Map]:
+    """1 where a photo shows what most do, falling to 0 as it shows something else; 1 where one photo alone sees.
+
+    Where an even number of photos see a texel the prediction votes, too: of two, the one that shows gloss, or the
+    shadow of a nose, is the one that is farther from it.
+    """
+    shown = np.stack(weights) > 0.1
+    count = shown.sum(axis=0)
+    several = count >= 2
+    if not several.any():
+        return [np.ones_like(w) for w in weights]
+    usual = np.median(common.mean(axis=2)[several])
+    votes = np.where(shown, np.stack([r.mean(axis=2) for r in ratios]), np.nan)
+    prediction = np.where(count % 2 == 0, usual, np.nan)
+    median = np.zeros_like(weights[0])
+    median[several] = np.nanmedian(np.concatenate([votes, prediction[None]])[:, several], axis=0)
+    off = np.where(shown & several, (votes - median) / _OUTLYING, 0.0)
+    return [_blur(1.0 / (1.0 + o**4), 0.008).astype(np.float32) for o in off]
 
 
 def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:

@@ -10,7 +10,7 @@ import pytest
 import fitting.texture_map as texture_map
 from fitting.fit import Fit, Settings
 from fitting.observation import Photo
-from fitting.texture_map import face_texture, model_texture
+from fitting.texture_map import face_texture, model_texture, person_texture
 from morphable.colour import linear_to_srgb, srgb_to_linear
 from renderer.camera import Pinhole
 from renderer.light import ambient_white, sh_basis
@@ -78,7 +78,7 @@ def photograph(fit: Fit, texture: np.ndarray, background=(0.2, 0.3, 0.4)) -> Pho
 
 def well_seen(fit: Fit, photo: Photo) -> np.ndarray:
     """Texels that the unwrapping trusts nearly fully."""
-    layout = texture_map._layout(fit, fit.mesh, SIZE)
+    layout = texture_map._layout(fit, SIZE)
     return texture_map._observe(fit, photo, fit.mesh, layout, None)[1] > 0.9
 
 
@@ -135,7 +135,7 @@ def test_what_one_side_hides_is_taken_from_the_other(tiny):
 def test_outside_the_photo_the_map_is_the_models_albedo(tiny):
     fit = make_fit(tiny, offset=(5000.0, 0.0))
     photo = Photo(np.full((160, 128, 3), 200, np.uint8))
-    layout = texture_map._layout(fit, fit.mesh, SIZE)
+    layout = texture_map._layout(fit, SIZE)
     got = face_texture(fit, photo, SIZE) / 255
     expected = np.asarray(linear_to_srgb(jnp.asarray(layout.albedo)))
     assert np.abs(got - expected)[layout.valid].max() < 0.01
@@ -210,3 +210,60 @@ def test_model_texture_shows_the_models_albedo_at_each_vertex(tiny):
     column, row = (np.asarray(tiny.uv)[inner] * SIZE).astype(int).T
     expected = np.asarray(linear_to_srgb(tiny.albedo_linear(jnp.asarray(coefficients))))[inner]
     assert np.abs(texture[row, column] - expected).max() < 0.02
+
+
+def several(model, light_of_third=None) -> tuple[list[Fit], list[Photo], np.ndarray]:
+    """Three photos of one painted head, from the front and both sides, and what is painted on it."""
+    v, u = np.meshgrid(np.linspace(0, 1, SIZE), np.linspace(0, 1, SIZE), indexing="ij")
+    detail = 1.0 + 0.06 * np.sin(40 * u) * np.sin(40 * v) + 0.08 * np.sin(3 * u)
+    truth = model_texture(model, np.zeros(model.albedo.rank, np.float32), SIZE) / 255 * detail[..., None]
+    fits = [make_fit(model, side_lamp(), 0.0), make_fit(model, None, 40.0), make_fit(model, None, -40.0)]
+    return fits, [photograph(fit, truth) for fit in fits], truth
+
+
+def test_several_photos_show_more_of_the_head_than_one(tiny):
+    fits, photos, truth = several(tiny)
+    error = lambda texture: np.abs(texture / 255 - truth)[texture_map._layout(fits[0], SIZE).valid]  # noqa: E731
+    one = [error(face_texture(f, p, SIZE)).mean() for f, p in zip(fits, photos, strict=True)]
+    assert error(person_texture(fits, photos, SIZE)).mean() < 0.8 * min(one)
+
+
+def test_the_order_of_photos_does_not_matter_and_they_may_be_read_late(tiny):
+    fits, photos, _ = several(tiny)
+    there = person_texture(fits, photos, SIZE).astype(int)
+    back = person_texture(fits[::-1], [lambda p=p: p for p in photos[::-1]], SIZE).astype(int)
+    assert np.abs(there - back).max() <= 1
+
+
+def test_a_photo_fitted_too_dark_leaves_no_seam(tiny):
+    """Its light is off by a third, more on one side: where it stands alone its colours still meet the others'."""
+    fits, photos, truth = several(tiny)
+    right = person_texture(fits, photos, SIZE).astype(int)
+    wrong = np.asarray(fits[1].light) * 0.7 + 0.1 * side_lamp()
+    fits[1] = dataclasses.replace(fits[1], light=wrong.astype(np.float32))
+    got = person_texture(fits, photos, SIZE).astype(int)
+    steps = [np.abs(np.diff(texture.mean(axis=2) - 255 * truth.mean(axis=2), axis=1)) for texture in (right, got)]
+    assert np.percentile(steps[1], 99) < 1.5 * np.percentile(steps[0], 99) + 0.5
+
+
+def test_what_one_of_three_photos_shows_is_not_skin(tiny):
+    fits, photos, _ = several(tiny)
+    clean = person_texture(fits, photos, SIZE).astype(int)
+    spoilt = photos[0].pixels.copy()
+    spoilt[70:90, 56:72] //= 3
+    got = person_texture(fits, [Photo(spoilt), *photos[1:]], SIZE).astype(int)
+    alone = face_texture(fits[0], Photo(spoilt), SIZE).astype(int) - face_texture(fits[0], photos[0], SIZE)
+    assert np.abs(got - clean).max(axis=2).mean() < 0.3 * np.abs(alone).max(axis=2).mean()
+
+
+def test_of_many_photos_those_that_show_most_are_read(tiny, monkeypatch):
+    fits, photos, _ = several(tiny)
+    monkeypatch.setattr(texture_map, "_VIEWS", 3)
+    far = dataclasses.replace(fits[0], camera=dataclasses.replace(fits[0].camera, focal=jnp.array([60.0, 60.0])))
+    assert sorted(texture_map._choose([fits[0], far, fits[1], far, fits[2]])) == [0, 2, 4]
+
+
+def test_photos_and_fits_must_match(tiny):
+    fits, photos, _ = several(tiny)
+    with pytest.raises(ValueError, match="3 fits, 2 photos"):
+        person_texture(fits, photos[:2], SIZE)
