@@ -131,6 +131,87 @@ def fit(
     return FIT_FAILED if failed else SUCCESS
 
 
+@app.command(name="rig")
+def rig(
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PHOTO...")],
+    /,
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    model: Path | None = None,
+    landmarks: tuple[Path, ...] | None = None,
+    cameras: Path | None = None,
+    same_camera: bool = False,
+    focal_px: float | None = None,
+    one_person: bool = False,
+    pupils_mm: float | None = None,
+    plain: bool = False,
+) -> int:
+    """Fit several photos of one person together and write one riggable head.
+
+    OUT receives head.glb (skeleton, 52 ARKit morph targets, colour and normal maps), neutral.obj, rig.npz and
+    parameters.npz (one row for each photo), rig.json (what became of each photo), cameras/ in seven conventions,
+    sheet.png (every photo beside its fit) and turntable.png.
+
+    Args:
+        photos: Photos, or folders of them.
+        out: Folder for the results; made if missing, written only when everything succeeded.
+        model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
+        landmarks: One file of 68 iBUG landmarks for each photo, in their order, as for `facefit fit`.
+        cameras: Known cameras: a transforms.json (NeRF), a COLMAP folder, or an opencv.json that facefit wrote.
+        same_camera: All photos were taken with one focal length. Photos whose EXIF tells the same one share it anyway.
+        focal_px: Focal length in pixels, of all photos, where known.
+        one_person: Do not look whether the photos show different people.
+        pupils_mm: The person's distance between the pupils, measured: it sets the head's true size.
+        plain: Leave out personal corrections: the model's own head, blendshapes and nothing else.
+    """
+    began = time.perf_counter()
+    from rich.console import Console
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    from fitting.output import check_writable, output_folder
+
+    check_writable(out)
+    if focal_px is not None and not (focal_px > 0 and math.isfinite(focal_px)):
+        raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
+
+    import morphable
+    from fitting.fit import Fitter
+    from fitting.multi_image import fit_together
+    from fitting.rig import photos_of, read_set, write_rig
+
+    with _stage(console, "looking for faces"):
+        given = read_set(photos_of(photos), landmarks, console.print)
+    with _stage(console, "loading the model"):
+        fitter = Fitter(morphable.load(model))
+    with _stage(console, "fitting"):
+        joint = fit_together(
+            fitter,
+            given.sources,
+            given.faces,
+            names=given.names,
+            same_camera=same_camera,
+            one_person=one_person,
+            focal_px=focal_px,
+            progress=console.print,
+        )
+    for verdict in joint.verdicts:
+        mark = "[green]" if verdict.used else "[yellow]"
+        console.print(f"  {mark}{verdict.name}[/]: {verdict.words}")
+    options = {
+        "landmarks": None if landmarks is None else [str(p) for p in landmarks],
+        "cameras": None if cameras is None else str(cameras),
+        "same_camera": same_camera,
+        "focal_px": focal_px,
+        "pupils_mm": pupils_mm,
+        "plain": plain,
+    }
+    with _stage(console, f"writing {out}"), output_folder(out) as folder:
+        scale = write_rig(folder, joint, given, pupils_mm=pupils_mm, settings=options)
+    console.print(f"  {scale}")
+    console.print(f"[green]{joint.result}[/green]; see {out / 'sheet.png'} and {out / 'head.glb'}")
+    console.print(f"{time.perf_counter() - began:.1f} s")
+    return SUCCESS
+
+
 @app.command(name="synthesize")
 def synthesize(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
