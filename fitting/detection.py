@@ -252,6 +252,17 @@ def landmarks_at(
     return _face(photo, _Region(np.asarray(centre, float), side, roll), source, math.inf)
 
 
+def hog_faces(photo: Photo, long_side: int = _HOG_LONG_SIDE) -> list[Face]:
+    """Trusted faces by the HOG detector alone, with the photo resized to `long_side` pixels (at most fourfold).
+
+    A twentieth of a second, where `DlibProvider` searches on until it is sure: for one frame of many. Empty where there
+    is none.
+    """
+    regions = _hog_regions(photo, min(4.0, long_side / max(photo.width, photo.height)))
+    faces = [_face(photo, region, "dlib-hog", math.inf) for region in regions]
+    return [face for face in faces if face is not None and face.sure]
+
+
 def _face(photo: Photo, region: _Region, source: str, steady_spread: float, **search: float) -> Face | None:
     """The face of a region, or None where too little of it is in the photo."""
     best = region

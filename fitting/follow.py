@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from fitting.banded import Chain, chain_least_squares
-from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, LandmarkNoise, _face, _Region
+from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, LandmarkNoise, landmarks_at
 from fitting.energies import INNER_LIPS, LIDS, relative_term
 from fitting.fit import Fitter
 from fitting.key_frames import Identity, largest_face
@@ -365,11 +365,11 @@ class FrameTracker:
             return None
         across = motion.rotation[0][:, 0]
         roll = float(np.arctan2(across[1], across[0]))
-        region = _Region(focal * np.array([x, y]) / z + middle, _BOX_MM * focal / z, roll)
-        low, high = region.centre - region.side / 2, region.centre + region.side / 2
-        if (high < 0.1 * region.side).any() or (low > np.array([photo.width, photo.height]) - 0.1 * region.side).any():
+        centre, side = focal * np.array([x, y]) / z + middle, float(_BOX_MM * focal / z)
+        low, high = centre - side / 2, centre + side / 2
+        if (high < 0.1 * side).any() or (low > np.array([photo.width, photo.height]) - 0.1 * side).any():
             return None
-        return _face(photo, region, "track", np.inf)
+        return landmarks_at(photo, centre, side, roll, "track")
 
     def _landmarks(self, motion: Motion) -> Float[np.ndarray, "68 2"]:
         """The model's points, in pixels from the picture's middle."""

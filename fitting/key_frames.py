@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import laplace
 
-from fitting.detection import DlibProvider, Face, NoFaceError, _face, _hog_regions
+from fitting.detection import DlibProvider, Face, NoFaceError, hog_faces
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.multi_image import fit_together
@@ -45,12 +45,7 @@ class Identity:
 
 def largest_face(photo: Photo, long_side: int = _LONG_SIDE) -> Face | None:
     """The largest trusted face of a frame by dlib's HOG detector alone, or None: fast enough for many frames."""
-    faces = []
-    for region in _hog_regions(photo, min(4.0, long_side / max(photo.width, photo.height))):
-        face = _face(photo, region, "dlib-hog", np.inf)
-        if face is not None and face.sure:
-            faces.append(face)
-    return max(faces, key=lambda f: f.box[2] - f.box[0], default=None)
+    return max(hog_faces(photo, long_side), key=lambda f: f.box[2] - f.box[0], default=None)
 
 
 def candidates(
