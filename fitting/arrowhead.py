@@ -10,6 +10,7 @@ memory are linear in the number of photos, and all photos run through the same c
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,11 +19,12 @@ import jaxlie
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]: not in its stubs
 from threadpoolctl import threadpool_limits
 
+from fitting.elimination import Eliminated, Model, complete, eliminate
 from fitting.parameters import FaceParameters, Layout, retract
 from fitting.schedule import PRIORS, Problem, Stage, StageRow, start_stage
-from fitting.solvers import bounded_minimiser
 from fitting.terms import Quadratic, linearise_all
 
 _SHARED_PRIORS = ("identity", "albedo")
@@ -87,6 +89,15 @@ class JointSolution:
         return "converged" if self.converged else "steps exhausted"
 
 
+class _System(NamedTuple):
+    """The normal equations of what is shared, and each photo's part in them."""
+
+    hessian: Float[np.ndarray, "shared shared"]  # the photos' own unknowns eliminated
+    gradient: Float[np.ndarray, " shared"]
+    diagonal: Float[np.ndarray, " shared"]  # of the joint Hessian as it was before
+    photos: list[tuple[Model, Eliminated, Float[np.ndarray, "7 tail"]]]
+
+
 class _Columns:
     """Where the shared unknowns lie: identity, albedo, one focal length per group, and the head in the world."""
 
@@ -99,18 +110,18 @@ class _Columns:
         self.world = slice(self.coefficients + len(self.shared_groups), None)
         self.size = self.coefficients + len(self.shared_groups) + 7 * self.known_cameras
 
-    def tail(self, index: int, face: FaceParameters, member: Member, unit: float) -> Float[np.ndarray, "7 tail"]:
-        """The photo's log focal length and twist as a linear map of the shared unknowns after the coefficients."""
+    def tail(self, index: int, member: Member, world: "World | None") -> Float[np.ndarray, "7 tail"]:
+        """The photo's twist and log focal length as a linear map of the shared unknowns after the coefficients."""
         out = np.zeros((7, self.size - self.coefficients))
         group = self.of_member[index]
         if group is not None:
-            out[0, group] = 1.0
-        if member.camera is not None:
-            twist, at = out[1:], len(self.shared_groups)
+            out[6, group] = 1.0
+        if member.camera is not None and world is not None:
+            twist, at = out[:6], len(self.shared_groups)
             twist[:, at : at + 6] = np.eye(6)
             # The camera moves away as a world unit grows; seen as a shift on the head's side.
-            rotation = np.asarray(face.pose.rotation().as_matrix(), np.float64)
-            twist[:3, at + 6] = rotation.T @ member.camera.translation * unit
+            towards = member.camera.rotation.T @ member.camera.translation * float(np.exp(world.log_unit))
+            twist[:3, at + 6] = np.asarray(world.pose.rotation().as_matrix(), np.float64).T @ towards
         return out
 
     def free(self, mask: Bool[np.ndarray, " step"]) -> Bool[np.ndarray, " shared"]:
@@ -119,14 +130,14 @@ class _Columns:
         world = np.full(7 * self.known_cameras, mask[at("pose")].all())
         return np.concatenate([mask[at("identity")], mask[at("albedo")], groups, world])
 
-    def private(self, index: int, mask: Bool[np.ndarray, " step"]) -> Float[np.ndarray, " step"]:
+    def private(self, index: int, mask: Bool[np.ndarray, " step"]) -> Bool[np.ndarray, " step"]:
         """The free entries that the photo does not share."""
         out = np.zeros_like(mask)
         for name in _PRIVATE:
             shared = (name == "focal" and self.of_member[index] is not None) or (name == "pose" and self.known_cameras)
             if not shared:
                 out[self.layout.block(name)] = mask[self.layout.block(name)]
-        return out.astype(np.float32)
+        return out
 
 
 def solve_together(
@@ -134,11 +145,13 @@ def solve_together(
     stage: Stage,
     world: World | None = None,
     tell: Callable[[int, dict[str, float]], None] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> JointSolution:
     """Run one stage on all photos at once; what they share starts as the first member has it.
 
     The energy is the sum of the photos' own, with the priors of what they share counted once. `world` places the head
-    among known cameras, which then all members must have. `tell` is called with each step's energies.
+    among known cameras, which then all members must have. `tell` is called with each step's energies. `clock` tells the
+    seconds that the solution reports; time.process_time counts what other programs do not.
     """
     if not members:
         raise ValueError("solve_together: got no photos, expected at least one.")
@@ -152,117 +165,138 @@ def solve_together(
         raise ValueError(f"stage {stage.name!r}: a joint fit has its own solver and no segments; drop them.")
     # LAPACK's own threads spin between the small factorisations and take the cores that XLA needs.
     with threadpool_limits(1, user_api="blas"):
-        return _Joint(members, stage, world).run(tell)
+        return _Joint(members, stage, world, clock).run(tell)
 
 
 class _Joint:
     """The state of one joint solve that does not change: rows, sample weights, masks."""
 
-    def __init__(self, members: Sequence[Member], stage: Stage, world: World | None):
-        self.members, self.stage, self.first_world = members, stage, world
+    def __init__(self, members: Sequence[Member], stage: Stage, world: World | None, clock: Callable[[], float]):
+        self.members, self.stage, self.first_world, self.clock = members, stage, world, clock
         layout = members[0].face.layout
         self.columns = _Columns(layout, members)
-        began = time.perf_counter()
+        began = self.clock()
         self.rows = [self._row(i) for i in range(len(members))]
         self.mask = np.asarray(self.rows[0].free) > 0
         # Units that the photos cannot show are not free, whatever their number.
-        self.private = [jnp.asarray(self.columns.private(i, self.mask)) for i in range(len(members))]
+        self.private = [self.columns.private(i, self.mask) for i in range(len(members))]
         self.shared_free = self.columns.free(self.mask)
         faces = _alike([m.face for m in members])
         if world is not None:
-            poses = [world.head_pose(m.camera) for m in members if m.camera is not None]
-            faces = [dataclasses.replace(f, pose=p) for f, p in zip(faces, poses, strict=True)]
+            faces = [_placed(f, world, m.camera) for f, m in zip(faces, members, strict=True)]
         started = [_start(m.problem, f, r) for m, f, r in zip(members, faces, self.rows, strict=True)]
         self.weights = [weight for weight, _ in started]
         self.start = [face for _, face in started]
         self.names = tuple(sorted(self.rows[0].weights))
-        self.seconds = {"prepare": time.perf_counter() - began, "linearise": 0.0, "solve": 0.0}
+        self.seconds = {"prepare": self.clock() - began, "linearise": 0.0, "solve": 0.0}
 
     def _row(self, index: int) -> StageRow:
         """The stage for one photo, with its share of the priors of what all photos share."""
         member = self.members[index]
         row = self.stage.row(member.problem)
         group = sum(m.focal_group == member.focal_group for m in self.members)
-        shares: dict[str, float] = {**dict.fromkeys(_SHARED_PRIORS, 1 / len(self.members)), "focal": 1 / group}
+        # Photos of one camera were mostly taken in one go: their distances are one guess, not many.
+        shares: dict[str, float] = dict.fromkeys(_SHARED_PRIORS, 1 / len(self.members))
+        shares |= {"focal": 1 / group, "distance": 1 / group}
         weights = {n: w * shares[n] if n in shares and n in PRIORS else w for n, w in row.weights.items()}
         return dataclasses.replace(row, weights=weights)
 
-    def _linearise(self, faces: Sequence[FaceParameters]) -> tuple[list[Quadratic], np.ndarray]:
-        began = time.perf_counter()
+    def _linearise(self, faces: Sequence[FaceParameters], steps: Sequence[np.ndarray], world: World | None):
+        """The faces after a step each, their quadratic models and energies."""
+        began = self.clock()
         models = [
-            _linearise(m.problem, face, row, weight)
-            for m, face, row, weight in zip(self.members, faces, self.rows, self.weights, strict=True)
+            _linearise(m.problem, face, step, world, m.camera, row, weight)
+            for m, face, step, row, weight in zip(self.members, faces, steps, self.rows, self.weights, strict=True)
         ]
-        energies = np.stack([np.asarray(values, np.float64) for _, values in models])
-        self.seconds["linearise"] += time.perf_counter() - began
-        return [quadratic for quadratic, _ in models], energies
+        energies = np.stack([np.asarray(values, np.float64) for _, _, values in models])
+        self.seconds["linearise"] += self.clock() - began
+        return [face for face, _, _ in models], [quadratic for _, quadratic, _ in models], energies
 
-    def _system(self, quadratics, faces, world: World | None, damping: float):
-        """Hessian and gradient of the shared unknowns with the private ones eliminated; the photos' local maps."""
-        hessian, gradient = np.zeros((self.columns.size,) * 2), np.zeros(self.columns.size)
-        diagonal, maps = np.zeros(self.columns.size), []
-        damped, n = jnp.asarray(damping, jnp.float32), self.columns.coefficients
-        unit = 1.0 if world is None else float(np.exp(world.log_unit))
-        parts = [_eliminate(*args, damped) for args in zip(quadratics, faces, self.private, strict=True)]
-        for index, (part, face, member) in enumerate(zip(parts, faces, self.members, strict=True)):
-            local, slope, own = (np.asarray(x, np.float64) for x in part)
-            tail = self.columns.tail(index, face, member, unit)
-            maps.append(tail)
-            # The coefficients are the photo's own: only the tail of the map is not the identity.
-            hessian[:n, :n] += local[:n, :n]
-            hessian[:n, n:] += local[:n, n:] @ tail
-            hessian[n:, n:] += tail.T @ local[n:, n:] @ tail
-            gradient += np.concatenate([slope[:n], tail.T @ slope[n:]])
-            diagonal += np.concatenate([own[:n], (tail**2).T @ own[n:]])
-        hessian[n:, :n] = hessian[:n, n:].T
-        return hessian, gradient, damping * diagonal, maps
+    def _system(
+        self, quadratics: Sequence[Quadratic], faces: Sequence[FaceParameters], world: World | None, damping: float
+    ) -> _System:
+        """What the shared unknowns see once each photo has eliminated its own. May raise LinAlgError."""
+        layout, n = self.columns.layout, self.columns.coefficients
+        identity, albedo = layout.block("identity"), layout.block("albedo")
+        lens = slice(layout.block("pose").start, layout.block("focal").stop)
+        # The coefficients are the photo's own: only the tail of the map is not the identity.
+        mapped = lambda x, tail, out=None: np.concatenate([x[identity], x[albedo], tail.T @ x[lens]], out=out)  # noqa: E731
+        whole, cross = np.zeros((layout.size, layout.size)), np.zeros((layout.size, self.columns.size - n))
+        corner, gradient = np.zeros((cross.shape[1],) * 2), np.zeros(self.columns.size)
+        # In Fortran's order dsyrk adds in place; it fills the upper triangle.
+        less, photos = np.zeros((self.columns.size,) * 2, order="F"), []
+        for index, (quadratic, face) in enumerate(zip(quadratics, faces, strict=True)):
+            expression = np.asarray(face.expression, np.float64)
+            hessian, slope = np.asarray(quadratic.hessian), np.asarray(quadratic.gradient, np.float64)
+            model = Model(hessian, slope, -expression, 1.0 - expression)
+            parts = eliminate(model, layout, self.private[index], damping)
+            tail = self.columns.tail(index, self.members[index], world)
+            whole += hessian
+            if tail.shape[1]:
+                cross += hessian[:, lens] @ tail
+                corner += tail.T @ hessian[lens, lens] @ tail
+            columns = np.empty((self.columns.size, parts.columns.shape[1]), order="F")
+            mapped(parts.columns, tail, out=columns)
+            less = dsyrk(-1.0, columns, beta=1.0, c=less, overwrite_c=1)
+            gradient += mapped(parts.gradient, tail)
+            photos.append((model, parts, tail))
+        left = np.concatenate([whole[identity], whole[albedo], cross.T])
+        right = np.concatenate([cross[identity], cross[albedo], corner])
+        hessian = np.concatenate([left[:, identity], left[:, albedo], right], axis=1)
+        return _System(hessian + np.triu(less) + np.triu(less, 1).T, gradient, np.diag(hessian).copy(), photos)
 
-    def _solve(self, hessian, gradient, extra):
-        free = np.flatnonzero(self.shared_free & (np.diag(hessian) > 0))
-        step = np.zeros(len(gradient))
+    def _solve(self, system: _System, damping: float) -> Float[np.ndarray, " shared"]:
+        diagonal = np.diag(system.hessian)
+        if not np.isfinite(system.hessian).all():
+            raise np.linalg.LinAlgError("the system of the shared unknowns is not finite")
+        free = np.flatnonzero(self.shared_free & (diagonal > 0))
+        step = np.zeros(len(diagonal))
         if len(free):
-            part = hessian[np.ix_(free, free)] + np.diag(extra[free])
+            part = system.hessian[np.ix_(free, free)] + np.diag(damping * system.diagonal[free])
             scale = 1 / np.sqrt(np.diag(part))
             part = part * scale * scale[:, None] + 1e-7 * np.eye(len(free))
-            step[free] = -scale * cho_solve(cho_factor(part), scale * gradient[free])
+            step[free] = -scale * cho_solve(cho_factor(part), scale * system.gradient[free])
         return step
 
     def _propose(self, quadratics, faces, world: World | None, damping: float):
-        began = time.perf_counter()
-        hessian, gradient, extra, maps = self._system(quadratics, faces, world, damping)
+        """Each photo's step and the world after it, or None where single precision has lost definiteness."""
+        began = self.clock()
         try:
-            step = self._solve(hessian, gradient, extra)
-        except np.linalg.LinAlgError:  # single precision has lost definiteness: more damping brings it back
+            system = self._system(quadratics, faces, world, damping)
+            step = self._solve(system, damping)
+        except np.linalg.LinAlgError:  # more damping brings it back
+            self.seconds["solve"] += self.clock() - began
             return None, world
-        damped = jnp.asarray(damping, jnp.float32)
-        n = self.columns.coefficients
-        own = [jnp.asarray(np.concatenate([step[:n], tail @ step[n:]]), jnp.float32) for tail in maps]
-        moved = [
-            _complete(quadratic, face, private, damped, shared)
-            for quadratic, face, private, shared in zip(quadratics, faces, self.private, own, strict=True)
-        ]
         if world is not None:
             world = world.moved(step[self.columns.world])
-            poses = [world.head_pose(m.camera) for m in self.members if m.camera is not None]
-            moved = [dataclasses.replace(face, pose=pose) for face, pose in zip(moved, poses, strict=True)]
-        jax.block_until_ready(moved)
-        self.seconds["solve"] += time.perf_counter() - began
-        return moved, world
+        steps = [self._completed(photo, step) for photo in system.photos]
+        self.seconds["solve"] += self.clock() - began
+        return steps, world
+
+    def _completed(self, photo, step: Float[np.ndarray, " shared"]) -> Float[np.ndarray, " step"]:
+        """A photo's flat step: that of what is shared and the best one of its own."""
+        (model, parts, tail), layout, n = photo, self.columns.layout, self.columns.coefficients
+        identity, albedo = layout.block("identity"), layout.block("albedo")
+        shared = np.zeros(layout.size)
+        shared[identity], shared[albedo] = step[: identity.stop], step[identity.stop : n]
+        shared[layout.block("pose").start : layout.block("focal").stop] = tail @ step[n:]
+        return complete(parts, model, layout, shared).astype(np.float32)
 
     def run(self, tell) -> JointSolution:
         damping, converged, k = 1e-3, False, 0
         best, world = self.start, self.first_world
-        quadratics, energies = self._linearise(best)
+        rest = [np.zeros(self.columns.layout.size, np.float32)] * len(best)
+        best, quadratics, energies = self._linearise(best, rest, world)
         total = float(energies.sum())
         finite = bool(np.isfinite(total))
         history = [energies.sum(axis=0)]
         while finite and k < self.stage.steps and not converged and damping < 1e6:
-            candidate, candidate_world = self._propose(quadratics, best, world, damping)
+            steps, candidate_world = self._propose(quadratics, best, world, damping)
             k += 1
-            if candidate is None:
+            if steps is None:
                 damping *= 8
                 continue
-            proposal, proposed = self._linearise(candidate)
+            candidate, proposal, proposed = self._linearise(best, steps, candidate_world)
             lower = float(proposed.sum())
             if lower < total:  # false for what is not finite
                 converged = total - lower < self.stage.tolerance * abs(total)
@@ -274,7 +308,10 @@ class _Joint:
             if tell is not None:
                 tell(k, dict(zip(self.names, history[-1].tolist(), strict=True)))
         converged = converged or damping >= 1e6
-        hessian = self._system(quadratics, best, world, 0.0)[0] if finite else np.zeros((self.columns.size,) * 2)
+        try:
+            hessian = self._system(quadratics, best, world, 0.0).hessian
+        except np.linalg.LinAlgError:
+            hessian = np.zeros((self.columns.size,) * 2)
         return JointSolution(
             faces=tuple(best),
             energies=energies,
@@ -301,58 +338,24 @@ def _start(problem: Problem, face: FaceParameters, row: StageRow):
 
 
 @eqx.filter_jit
-def _linearise(problem: Problem, face: FaceParameters, row: StageRow, weight):
-    return linearise_all(problem.terms(row, weight), face)
-
-
-def _order(layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the flat step: what may be shared (identity, albedo, focal, pose), and what may be private."""
-    pick = lambda names: np.concatenate([np.arange(layout.size)[layout.block(n)] for n in names])  # noqa: E731
-    return pick(("identity", "albedo", "focal", "pose")), pick(_PRIVATE)
-
-
-def _private_problem(quadratic: Quadratic, face: FaceParameters, free, damping, shared_step):
-    """Bounded minimisation over the private unknowns, the shared ones moved by a step; and which rest on a bound."""
-    shared, private = _order(face.layout)
-    hessian = quadratic.hessian[jnp.ix_(private, private)]
-    hessian = hessian + jnp.diag(damping * jnp.diag(hessian))
-    gradient = quadratic.gradient[private] + quadratic.hessian[jnp.ix_(private, shared)] @ shared_step
-    bounded = slice(0, face.layout.unit_count)  # expression comes first among the private ones
-    value, fixed = bounded_minimiser(
-        hessian, gradient, free[private] > 0, bounded, -face.expression, 1.0 - face.expression
-    )
-    return hessian, value, fixed
-
-
-@eqx.filter_jit
-def _eliminate(quadratic: Quadratic, face: FaceParameters, free, damping):
-    """The photo's Hessian and gradient of what it shares, its private unknowns eliminated, and the plain diagonal.
-
-    Expression weights that come to rest on a bound are taken as fixed there.
-    """
-    shared, private = _order(face.layout)
-    none = jnp.zeros(len(shared))
-    hessian, value, fixed = _private_problem(quadratic, face, free, damping, none)
-    count = face.layout.unit_count
-    held = jnp.concatenate([fixed, jnp.zeros(len(private) - count, bool)]) | (free[private] <= 0)
-    coupling = jnp.where(held[:, None], 0.0, quadratic.hessian[jnp.ix_(private, shared)])
-    system = jnp.where(held[:, None] | held[None, :], 0.0, hessian) + jnp.diag(jnp.where(held, 1.0, 0.0))
-    scale = jax.lax.rsqrt(jnp.maximum(jnp.diag(system), 1e-20))
-    system = system * scale[:, None] * scale[None, :] + 1e-7 * jnp.eye(len(private))
-    factor = jnp.linalg.cholesky(system)
-    solved = jax.lax.linalg.triangular_solve(factor, scale[:, None] * coupling, left_side=True, lower=True)
-    own = quadratic.hessian[jnp.ix_(shared, shared)]
-    # At the minimum over the private unknowns the shared gradient has moved by the coupling times their step.
-    slope = quadratic.gradient[shared] + quadratic.hessian[jnp.ix_(shared, private)] @ value
-    return own - solved.T @ solved, slope, jnp.diag(own)
-
-
-@eqx.filter_jit
-def _complete(quadratic: Quadratic, face: FaceParameters, free, damping, shared_step) -> FaceParameters:
-    """The face after a step of what is shared and the best step of its own."""
-    shared, private = _order(face.layout)
-    _, value, _ = _private_problem(quadratic, face, free, damping, shared_step)
-    step = jnp.zeros(face.layout.size).at[shared].add(shared_step).at[private].add(value)
-    moved = retract(face, step)
+def _linearise(
+    problem: Problem,
+    face: FaceParameters,
+    step: Float[np.ndarray, " step"] | Float[Array, " step"],
+    world: World | None,
+    camera: WorldCamera | None,
+    row: StageRow,
+    weight,
+):
+    """The face after a step, its quadratic model and energies; one program, as each has its price to start."""
+    moved = retract(face, jnp.asarray(step))
     # The step ends on the bounds up to rounding; clipping makes it exact.
-    return dataclasses.replace(moved, expression=jnp.clip(moved.expression, 0.0, 1.0))
+    moved = dataclasses.replace(moved, expression=jnp.clip(moved.expression, 0.0, 1.0))
+    if world is not None and camera is not None:
+        moved = dataclasses.replace(moved, pose=world.head_pose(camera))
+    return moved, *linearise_all(problem.terms(row, weight), moved)
+
+
+@jax.jit
+def _placed(face: FaceParameters, world: World, camera: WorldCamera) -> FaceParameters:
+    return dataclasses.replace(face, pose=world.head_pose(camera))
