@@ -42,11 +42,15 @@ class LandmarkNoise:
     inner_mm: float  # brows, nose, eyes, mouth
     jaw_mm: float  # the 17 points of the jaw line, across it
     annotated: bool = False  # placed by an unknown convention: see fitting.landmark_conventions
+    alike: bool = False  # wrong in much the same way in every photo of a head, and more so where it is turned
 
 
 # dlib: measured on rendered heads with known landmarks, definition differences included; see docs/detection.md.
 # File: two published conventions differ by 2.3 mm across the jaw line, which adds to the 2 mm of whoever marks points.
-LANDMARK_NOISE = {"dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=2.5), "file": LandmarkNoise(2.0, 3.0, annotated=True)}
+LANDMARK_NOISE = {
+    "dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=2.5, alike=True),
+    "file": LandmarkNoise(2.0, 3.0, annotated=True),
+}
 
 
 @dataclass(frozen=True, eq=False)

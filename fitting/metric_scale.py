@@ -10,6 +10,7 @@ are combined as independent Gaussians of the logarithm.
 import dataclasses
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -119,19 +120,19 @@ def iris_widths(fit: Fit, photo: Photo) -> list[float]:
         return []
     found = []
     for eye in _eyes(fit):
-        at_camera = np.asarray(camera.to_camera(eye[None] + [[0.0, 0.0, 11.0]]))[0]  # the iris lies before the centre
-        pixel = np.asarray(camera.project(eye[None] + [[0.0, 0.0, 11.0]]))[0]
+        iris = jnp.asarray(eye[None] + [[0.0, 0.0, 11.0]])  # before the eyeball's centre
+        at_camera, pixel = np.asarray(camera.to_camera(iris))[0], np.asarray(camera.project(iris))[0]
         per_mm = float(np.asarray(camera.focal).mean()) / at_camera[2]
         expected = IRIS_MM * per_mm
         inside = 2 * expected < pixel[0] < photo.width - 2 * expected and expected < pixel[1] < photo.height - expected
         if expected < _SMALLEST_PX or not inside:
             continue
         side = 3.0 * expected
-        box = (pixel[0] - side / 2, pixel[1] - side / 2, side, side)
+        box = np.array([pixel[0] - side / 2, pixel[1] - side / 2, side, side], float)
         picture, _ = photo.crop_srgb(box, _CROP_PX)
         radius = _iris_radius(picture.mean(axis=2))
         if radius is not None:
-            found.append(2 * radius * side / _CROP_PX / per_mm)
+            found.append(float(2 * radius * side / _CROP_PX / per_mm))
     return found
 
 

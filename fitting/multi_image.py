@@ -317,17 +317,18 @@ class _Set:
     def _shared_noise(self, entry: _Entry, face: FaceParameters, count: int) -> Problem:
         """The photo's problem with the noise that its landmarks have among several photos.
 
-        A detector errs in every photo of a head in much the same way, and so do definitions that are not the model's:
-        n photos say no more about that than one. Their variance grows with n, which is what a shared error that is
-        solved for would come to. A detector's errors also grow as the head turns away.
+        Definitions that are not the model's are the same in every photo of a head, and so are most of dlib's errors: n
+        photos say no more about them than one. Their variance grows with n, which is what a shared error that is
+        solved for would come to. dlib's errors also grow as the head turns away.
         """
         problem, root = entry.ready[0], float(np.sqrt(count))
         own = dataclasses.replace(
             problem, photometric_sigma=jnp.float32(_PHOTOMETRIC_SIGMA), photometric_cutoff=jnp.float32(_CUTOFF)
         )
-        if entry.face is None or entry.face.noise.annotated:
-            return dataclasses.replace(own, shared_mm=own.shared_mm * root)
-        factor = root * (1.0 + abs(_yaw(face)) / _TURN_DEGREES) if count > 1 else 1.0
+        own = dataclasses.replace(own, shared_mm=own.shared_mm * root)  # zeros but for annotated points
+        if entry.face is None or not entry.face.noise.alike or count == 1:
+            return own
+        factor = root * (1.0 + abs(_yaw(face)) / _TURN_DEGREES)
         return dataclasses.replace(own, sigma_px=own.sigma_px * factor)
 
     def _own(self, entry: _Entry) -> None:
