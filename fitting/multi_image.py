@@ -607,6 +607,11 @@ def _one_focal(faces: Sequence[FaceParameters], units: Sequence[float], groups: 
     return out
 
 
+def explained(problem: Problem, face: FaceParameters, stage: Stage) -> float:
+    """The share of the visible skin whose colour a face explains in a photo, as a photometric stage would see it."""
+    return float(_judged(problem, face, stage.row(problem))[1])
+
+
 @eqx.filter_jit
 def _judged(problem: Problem, face: FaceParameters, row: StageRow) -> tuple[dict[str, Array], Float[Array, ""]]:
     """The energy of every term, and the share of the visible skin whose colour the face explains."""
