@@ -1,6 +1,6 @@
 """The `facefit` command: fit a photo, look at a model.
 
-Exit codes: 0 success, 1 the fit failed (what was computed is written all the same), 2 bad input.
+Exit codes: 0 success, 1 the fit failed (what was computed is written all the same), 2 bad input, 130 interrupted.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-SUCCESS, FIT_FAILED, BAD_INPUT = 0, 1, 2
+SUCCESS, FIT_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 app = tyro.extras.SubcommandApp()
 model_app = tyro.extras.SubcommandApp()
@@ -208,6 +208,92 @@ def rig(
         scale = write_rig(folder, joint, given, pupils_mm=pupils_mm, settings=options)
     console.print(f"  {scale}")
     console.print(f"[green]{joint.result}[/green]; see {out / 'sheet.png'} and {out / 'head.glb'}")
+    console.print(f"{time.perf_counter() - began:.1f} s")
+    return SUCCESS
+
+
+@app.command(name="track")
+def track(
+    video: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="VIDEO")],
+    /,
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    model: Path | None = None,
+    focal_px: float | None = None,
+    key_frames: int = 6,
+    fps: float | None = None,
+    obj_sequence: bool = False,
+    pictures: bool = True,
+) -> int:
+    """Track the face of a video: one person's head, and how it moves. The same command goes on where it was stopped.
+
+    OUT receives track.npz and track.json (pose, expression and light of each frame; jitter, leakage), head.glb
+    (skeleton, 52 ARKit morph targets, colour and normal maps, the animation), blendshapes.csv (Live Link Face),
+    parameters.npz, cameras/ in six conventions, strip.png and overlay.mp4 (frames beside their fits), and track/, what
+    is done so far.
+
+    Args:
+        video: Any video file that FFmpeg reads.
+        out: Folder for the results; made if missing. It holds one video's track: other settings need another folder.
+        model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
+        focal_px: Focal length in pixels of the video, where known.
+        key_frames: At most so many frames make the identity and the colours.
+        fps: Frames per second that the timecodes of blendshapes.csv count in. Default: the video's.
+        obj_sequence: Write every frame as an OBJ file too, into OUT/obj.
+        pictures: Draw strip.png and overlay.mp4, half a second for each frame.
+    """
+    began = time.perf_counter()
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    say = functools.partial(console.print, markup=False)
+    from fitting.output import check_writable, output_folder
+
+    check_writable(out)
+    for name, value, unit in (("--focal-px", focal_px, "pixels"), ("--fps", fps, "frames per second, at least 1")):
+        if value is not None and not (math.isfinite(value) and value >= (1 if name == "--fps" else 1e-9)):
+            raise UsageError(f"{name}: got {value:g}, expected a positive number of {unit}.")
+    from fitting.video import describe_video
+
+    clip = describe_video(video)
+    try:
+        import morphable
+        from fitting.track_files import write_track
+        from fitting.tracking import TrackSettings
+        from fitting.tracking import track as track_video
+
+        settings = TrackSettings(key_frames=key_frames)
+        with _stage(console, "loading the model"):
+            head = morphable.load(model)
+        with Progress(console=console, transient=True) as bars:
+            tasks: dict[str, Any] = {}
+
+            def progress(phase: str, done: int, of: int | None) -> None:
+                if phase not in tasks:
+                    tasks[phase] = bars.add_task(phase, total=of)
+                bars.update(tasks[phase], completed=done)
+
+            done = track_video(
+                video,
+                out,
+                model=head,
+                focal_px=focal_px,
+                settings=settings,
+                pictures=pictures,
+                say=say,
+                progress=progress,
+            )
+        rate = max(clip.rate, 1.0) if fps is None else fps
+        with _stage(console, f"writing {out}"), output_folder(out) as folder:
+            notes = write_track(folder, video, done.track, head, done.key_frames, fps=rate, obj_sequence=obj_sequence)
+        for note in notes:
+            say(f"  {note}")
+    except KeyboardInterrupt:
+        # Unlike what main() says of the other commands.
+        say(f"facefit: interrupted; what is done is kept in {out / 'track'}, and the same command goes on from there")
+        return INTERRUPTED
+    see = [out / name for name in (("strip.png", "head.glb") if pictures else ("track.npz", "head.glb"))]
+    console.print(f"[green]tracked[/green]; see {see[0]} and {see[1]}")
     console.print(f"{time.perf_counter() - began:.1f} s")
     return SUCCESS
 
@@ -532,7 +618,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         print("facefit: interrupted; unfinished results were removed", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     sys.exit(code or SUCCESS)
 
 

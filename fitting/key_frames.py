@@ -8,6 +8,7 @@ from jaxtyping import Float
 from scipy.ndimage import laplace
 
 from fitting.detection import DlibProvider, Face, NoFaceError, hog_faces
+from fitting.exposure import likely_albedo
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.multi_image import fit_together
@@ -153,4 +154,6 @@ def identity_of(
     joint = fit_together(fitter, photos, faces, names=names, same_camera=True, focal_px=focal_px)
     first = joint.fits[0]
     used = tuple(indices[i] for i in joint.indices)
-    return Identity(joint.identity, joint.albedo, float(first.camera.focal[0]), first.light, used)
+    skin = likely_albedo(joint.fits)
+    light = np.asarray(first.light) * skin.light_factor
+    return Identity(joint.identity, skin.albedo, float(first.camera.focal[0]), light, used)
