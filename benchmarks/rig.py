@@ -22,12 +22,12 @@ import numpy as np
 
 import morphable
 from fitting.arrowhead import JointSolution, Member, solve_together
-from fitting.detection import Face, LandmarkNoise
+from fitting.detection import Face
 from fitting.fit import Fitter
 from fitting.multi_image import together
 from fitting.observation import Photo
 from fitting.schedule import run_stage
-from fitting.synthesis import SynthesisSettings, draw_scene, expose, render_scene
+from fitting.synthesis import SynthesisSettings, synthesize
 from morphable.model import MorphableModel
 
 _RENDERED = 4  # different photos; more would only take longer to render
@@ -60,20 +60,11 @@ def main() -> None:
 
 
 def rendered(model: MorphableModel) -> list[tuple[Photo, Face]]:
-    """A person in a few photos of different pose, expression, light and lens."""
+    """A person in a few photos of different pose, expression and light."""
     settings = SynthesisSettings(size=384, yaw=50.0)
-    scenes = [draw_scene(model, jax.random.key(seed), settings) for seed in range(_RENDERED)]
-    found = []
-    for scene in scenes:
-        first = scenes[0].face
-        face = dataclasses.replace(scene.face, identity=first.identity, albedo=first.albedo)
-        scene = dataclasses.replace(scene, face=face)
-        view = render_scene(model, scene)
-        pixels = np.rint(255 * np.asarray(expose(scene, view.linear))).astype(np.uint8)
-        points = np.where(np.asarray(view.hidden)[:, None], np.nan, np.asarray(view.landmarks, float))
-        photo = Photo(pixels)
-        found.append((photo, Face.from_landmarks(points, photo, LandmarkNoise(inner_mm=2.0, jaw_mm=2.0))))
-    return found
+    shown = [synthesize(model, 0, settings)]
+    shown += [synthesize(model, seed, settings, shown[0].scene) for seed in range(1, _RENDERED)]
+    return [(s.photo, s.as_face(seed=k)) for k, s in enumerate(shown)]
 
 
 def _member(fitter: Fitter, photo: Photo, face: Face) -> Member:

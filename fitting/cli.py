@@ -310,6 +310,7 @@ def synthesize(
     off_centre: float = 0.0,
     occluders: bool = False,
     clean: bool = False,
+    one_person: bool = False,
 ) -> int:
     """Make photos whose truth is known: random people, cameras, lights and backgrounds, rendered from a model.
 
@@ -327,6 +328,7 @@ def synthesize(
         off_centre: How far, in sizes of the photo, the camera's axis may lie from its middle, as after a crop.
         occluders: Cover a part of each face: a hand, sunglasses, a scarf or a patch.
         clean: A perfect camera: no noise, no blur, no JPEG compression.
+        one_person: All photos show the person of the first one, through one lens: a set for `facefit rig`.
     """
     import dataclasses
 
@@ -350,9 +352,10 @@ def synthesize(
     enable_cache()
     m = morphable.load(model)
     with output_folder(out) as folder:
-        shown = []
+        shown, person = [], None
         for number in range(count):
-            synthetic = make(m, seed + number, settings)
+            synthetic = make(m, seed + number, settings, person)
+            person = synthetic.scene if one_person and person is None else person
             save_photo(folder, f"photo_{number:04d}", synthetic)
             if number < 60:  # a sheet of more would not be looked at
                 shown.append(synthetic)

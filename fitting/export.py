@@ -214,10 +214,10 @@ def write_head_glb(
 ) -> None:
     """Write the neutral head of one identity with all its blendshapes; the file opens in `expression`.
 
-    `normal_map` is the skin's, in tangent space (`fitting.normal_map`). With an `animation` (`fitting.animation.animate`) the
-    eyeballs are a mesh of their own that follows the eye joints, since no straight path turns an eye: then
-    the head's eyeLook* targets move the lids alone, and the eyeballs' own turn the eyes of whoever sets weights by
-    hand. `camera` is then the one of the animation's reference frame.
+    `normal_map` is the skin's, in tangent space (`fitting.normal_map`). With an `animation`
+    (`fitting.animation.animate`) the eyeballs are a mesh of their own that follows the eye joints, since no straight
+    path turns an eye: then the head's eyeLook* targets move the lids alone, and the eyeballs' own turn the eyes of
+    whoever sets weights by hand. `camera` is then the one of the animation's reference frame.
     """
     weights = {} if expression is None else dict(zip(model.expression_names, expression.tolist(), strict=True))
     neutral = np.asarray(model.neutral(jnp.asarray(identity)), np.float64)

@@ -498,10 +498,19 @@ class SyntheticPhoto:
         return Face.from_landmarks(moved, self.photo, LandmarkNoise(inner_mm=2.0, jaw_mm=2.0))
 
 
-def synthesize(model: MorphableModel, seed: int, settings: SynthesisSettings | None = None) -> SyntheticPhoto:
-    """Photo number `seed` of an endless album; the same seed and settings give the same bytes."""
+def synthesize(
+    model: MorphableModel, seed: int, settings: SynthesisSettings | None = None, person: Scene | None = None
+) -> SyntheticPhoto:
+    """Photo number `seed` of an endless album; the same seed and settings give the same bytes.
+
+    With `person` it shows the one of another photo's scene, through the same lens.
+    """
     settings = SynthesisSettings() if settings is None else settings
     scene = draw_scene(model, jax.random.key(seed), settings)
+    if person is not None:
+        who = person.face
+        face = dataclasses.replace(scene.face, identity=who.identity, albedo=who.albedo, log_focal=who.log_focal)
+        scene = dataclasses.replace(scene, face=face)
     view = render_scene(model, scene)
     rng = np.random.default_rng(seed)
     landmarks = np.asarray(view.landmarks)

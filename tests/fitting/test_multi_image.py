@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from fitting.detection import Face, LandmarkNoise
 from fitting.metric_scale import MetricScale, iris_widths, metric_scale
 from fitting.multi_image import SetError, fit_together
 from fitting.observation import Photo
-from fitting.synthesis import SynthesisSettings, draw_scene, expose, render_scene
+from fitting.synthesis import SynthesisSettings, synthesize
 
 NOISE = LandmarkNoise(inner_mm=1.5, jaw_mm=2.0)
 NAMES = ("left.png", "front.png", "right.png")
@@ -30,17 +29,14 @@ class Person:
 @pytest.fixture(scope="module")
 def person(head) -> Person:
     settings = dataclasses.replace(SynthesisSettings.clean(), size=320, yaw=35.0, lens_mm=(60.0, 60.0))
-    scenes = [draw_scene(head, jax.random.key(seed), settings) for seed in (3, 4, 6)]
-    who, rng = scenes[0].face, np.random.default_rng(0)
-    photos, faces = [], []
-    for scene in scenes:
-        face = dataclasses.replace(scene.face, identity=who.identity, albedo=who.albedo, log_focal=who.log_focal)
-        scene = dataclasses.replace(scene, face=face)
-        view = render_scene(head, scene)
-        photos.append(Photo(np.rint(255 * np.asarray(expose(scene, view.linear))).astype(np.uint8)))
-        points = np.asarray(view.landmarks, float) + rng.normal(size=(68, 2))
-        faces.append(Face.from_landmarks(np.where(np.asarray(view.hidden)[:, None], np.nan, points), noise=NOISE))
-    return Person(np.asarray(head.neutral(who.identity)), tuple(photos), tuple(faces), float(np.exp(who.log_focal)))
+    who, shown = None, []
+    for seed in (3, 4, 6):
+        shown.append(synthesize(head, seed, settings, who))
+        who = shown[0].scene
+    faces = [dataclasses.replace(s.as_face(noise_px=1.0, seed=k), noise=NOISE) for k, s in enumerate(shown)]
+    truth = shown[0].truth
+    neutral = np.asarray(head.neutral(truth.identity))
+    return Person(neutral, tuple(s.photo for s in shown), tuple(faces), float(np.exp(truth.log_focal)))
 
 
 @pytest.fixture(scope="module")
