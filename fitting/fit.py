@@ -181,8 +181,10 @@ class Fitter:
         progress: Progress | None = None,
         start: FaceParameters | None = None,
         terms: Terms | Callable[[Problem], Terms] | None = None,
+        centre_px: Float[np.ndarray, "2"] | None = None,
     ) -> Fit:
-        """Fit one face of a photo. `mask` is true where the photo may be used; `focal_px` is in photo pixels.
+        """Fit one face of a photo. `mask` is true where the photo may be used; `focal_px` and the principal point
+        `centre_px`, the photo's middle unless given, are in photo pixels.
 
         `start` resumes from the `parameters` of an earlier fit of this face. `terms` are more energy terms, by names
         that stages can leave out, or a function that makes them from the problem, whose pixels are those of the crop.
@@ -201,7 +203,7 @@ class Fitter:
                 "fit: got a stage of the whole face after one of segments, which refine the face before it. "
                 "Put segments last."
             )
-        problem, first, box = self.problem(photo, face, focal_px, mask)
+        problem, first, box = self.problem(photo, face, focal_px, mask, centre_px)
         if terms is not None:
             problem = dataclasses.replace(problem, extra=dict(terms(problem) if callable(terms) else terms))
         parameters = first if start is None else start
@@ -244,6 +246,7 @@ class Fitter:
             solution,
             records,
             {"prepare": ready - began, "solve": done - ready},
+            centre_px,
         )
         return dataclasses.replace(
             fit,
@@ -254,7 +257,7 @@ class Fitter:
             labels=labels,
         )
 
-    def problem(self, photo: Photo, face: Face, focal_px=None, mask=None):
+    def problem(self, photo: Photo, face: Face, focal_px=None, mask=None, centre_px=None):
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
         points = np.asarray(face.landmarks, float)
         known = np.asarray(np.isfinite(points).all(axis=1))
@@ -265,7 +268,7 @@ class Fitter:
             )
         start = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
         box = self.crop_box(points[known])
-        problem, first = self.framed(photo, box, start, points, face.noise, focal_px, mask)
+        problem, first = self.framed(photo, box, start, points, face.noise, focal_px, mask, centre_px)
         return problem, first, box
 
     def framed(
@@ -400,13 +403,13 @@ class Fitter:
         middle = (low + high) / 2 - [0, 0.06 * side]
         return np.r_[middle - side / 2, side, side]
 
-    def _report(self, photo, face, box, parameters, solution, records, timings) -> Fit:
+    def _report(self, photo, face, box, parameters, solution, records, timings, centre_px) -> Fit:
         zoom = self.settings.image_size / box[2]
         height, width = photo.pixels.shape[:2]
         focal = float(np.exp(parameters.log_focal)) / zoom
         camera = Pinhole(
             focal=jnp.array([focal, focal]),
-            centre=jnp.array([width / 2, height / 2]),
+            centre=jnp.asarray([width / 2, height / 2] if centre_px is None else centre_px, jnp.float32),
             pose=parameters.pose,
             height=height,
             width=width,

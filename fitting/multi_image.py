@@ -21,9 +21,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.sparse.csgraph import connected_components
 
-from fitting.arrowhead import JointSolution, Member, solve_together
+from fitting.arrowhead import JointSolution, Member, World, solve_together
 from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, face_descriptor, landmarks_at
 from fitting.fit import Fit, Fitter
+from fitting.known_cameras import Calibrated, CameraError, calibrated, origin_at_head, origin_back, start_world
 from fitting.landmark_start import LandmarkFitError
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
@@ -62,6 +63,7 @@ class JointFit:
     solution: JointSolution = dataclasses.field(repr=False)
     records: list[dict]  # of the joint stages
     seconds: dict[str, float]
+    world: World | None = None  # the head among the cameras that were given
 
     @property
     def identity(self) -> Float[np.ndarray, " identity"]:
@@ -104,6 +106,7 @@ class _Entry:
         self.index, self.name, self.source, self.face = index, name, source, face
         self.digest, self.size = "", (0, 0)
         self.focal_px: float | None = None
+        self.known: Calibrated | None = None
         self.descriptor: Float[np.ndarray, " 128"] | None = None
         self.alone: Fit | None = None
         self.problem: Problem | None = None
@@ -141,6 +144,7 @@ def fit_together(
     same_camera: bool = False,
     one_person: bool = False,
     focal_px: float | None = None,
+    cameras: Sequence[Pinhole] | None = None,
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
     stages: tuple[Stage, ...] | None = None,
     progress: Progress | None = None,
@@ -150,7 +154,8 @@ def fit_together(
     `faces` holds each photo's face, or None where none was found. With `same_camera` all photos have one focal length
     (in sizes of the photo); photos whose EXIF tells the same one share it anyway; `focal_px` states it for all. With
     `one_person` nobody looks whether the photos show different people. `masks` are true where a photo may be used.
-    `progress` is told what happens, in words.
+    `progress` is told what happens, in words. `cameras` are the photos' calibrated ones, in a world of their own (see
+    `fitting.known_cameras`); the head's place in that world and its unit are then solved for: `JointFit.world`.
 
     Raises SetError where nothing can be fitted together; a photo that cannot be used is reported in its verdict.
     """
@@ -161,14 +166,22 @@ def fit_together(
             f"fit_together: got {len(photos)} photos, {len(faces)} faces, {len(names)} names and {len(masks)} masks; "
             "expected one or more photos, and one of each for every photo."
         )
+    if cameras is not None and (len(cameras) != len(photos) or focal_px is not None):
+        raise SetError(
+            f"fit_together: got {len(cameras)} cameras for {len(photos)} photos and focal_px={focal_px}; expected one "
+            "for each photo, which tells the focal length too. Drop focal_px, or the cameras."
+        )
     return _Set(
-        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), progress
+        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), progress, cameras
     ).fit()
 
 
 # Several photos separate shape from shading better than one, so their colours may count more; measured on rendered
 # heads, docs/rigs.md. A detector's landmarks are twice as far off in a head turned by so many degrees.
 _PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
+_CONTRADICTS = (
+    40.0  # energy by which landmarks may cost more with a known camera, beside what they cost with a free one
+)
 _OWN = ("expression", "pose", "light")  # what a photo does not share
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
@@ -182,10 +195,15 @@ _MOVES = ((0, 0, 1.0), (0.12, 0, 1.0), (-0.12, 0, 1.0), (0, 0.12, 1.0), (0, -0.1
 class _Set:
     """One run of `fit_together`."""
 
-    def __init__(self, fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages, progress):
+    def __init__(
+        self, fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages, progress, cameras
+    ):
         self.fitter, self.same_camera, self.one_person, self.focal_px = fitter, same_camera, one_person, focal_px
         self.stages, self.tell = stages, progress or log.info
         self.masks, self.seconds, self.records = masks, {}, []
+        self.cameras: Sequence[Pinhole] | None = cameras
+        self.world: World | None = None  # in which cameras count; its origin is near the head
+        self.origin = np.zeros(3)  # of that world, in the given one
         self.entries = [_Entry(i, n, p, f) for i, (n, p, f) in enumerate(zip(names, photos, faces, strict=True))]
 
     def fit(self) -> JointFit:
@@ -215,6 +233,8 @@ class _Set:
         self.seconds["agree"] = time.perf_counter() - began
         began = time.perf_counter()
         used = sorted(trusted + placed, key=lambda e: e.digest)
+        if self.cameras is not None:
+            used = self._among_cameras(used)
         for stage in self.stages:
             solution = self._solve(used, stage)
         for entry in used:
@@ -228,10 +248,14 @@ class _Set:
         photo = entry.source() if callable(entry.source) else entry.source
         entry.digest = hashlib.sha256(photo.pixels.tobytes() + str(photo.pixels.shape).encode()).hexdigest()
         entry.size, entry.focal_px = (photo.height, photo.width), photo.focal_px
+        if self.cameras is not None:
+            entry.known = calibrated(self.cameras[entry.index], entry.name, photo.height, photo.width)
         if entry.face is None:
             return
         try:
-            fit = self.fitter.fit(photo, entry.face, focal_px=self.focal_px, mask=self.masks[entry.index])
+            focal_px, centre_px = self._lens(entry)
+            mask = self.masks[entry.index]
+            fit = self.fitter.fit(photo, entry.face, focal_px=focal_px, mask=mask, centre_px=centre_px)
         except LandmarkFitError as error:
             self.tell(f"{entry.name}: {error}")
             return
@@ -241,6 +265,10 @@ class _Set:
         entry.zoom = float(jnp.exp(start.log_focal)) / float(fit.camera.focal[0])
         if fit.result != "failed" and not self.one_person:
             entry.descriptor = face_descriptor(photo, fit.landmarks2d)
+
+    def _lens(self, entry: _Entry) -> tuple[float | None, Float[np.ndarray, "2"] | None]:
+        """Focal length and principal point of the photo, where they are known."""
+        return (self.focal_px, None) if entry.known is None else (entry.known.focal_px, entry.known.centre_px)
 
     def _mark_duplicates(self, order: Sequence[_Entry]) -> None:
         for earlier, entry in zip(order, order[1:], strict=False):
@@ -290,10 +318,14 @@ class _Set:
                 self._shared_noise(e, f, len(seen)),
                 dataclasses.replace(f, identity=common.identity, albedo=common.albedo),
                 g,
+                None if self.world is None or e.known is None else e.known.about(self.origin),
             )
             for e, f, g in zip(seen, faces, groups, strict=True)
         ]
-        solution = solve_together(members, stage)
+        if self.world is not None:  # a known focal length is not solved for
+            stage = dataclasses.replace(stage, free=tuple(name for name in stage.free if name != "focal"))
+        solution = solve_together(members, stage, self.world)
+        self.world = solution.world
         for entry, face in zip(seen, solution.faces, strict=True):
             entry.start = face
         for entry in entries:
@@ -338,7 +370,8 @@ class _Set:
         """
         problem, face = entry.ready
         last = self.stages[-1]
-        stage = dataclasses.replace(last, name="alone again", free=_OWN, relight=False, steps=8)
+        free = tuple(name for name in _OWN if name != "pose" or self.world is None)
+        stage = dataclasses.replace(last, name="alone again", free=free, relight=False, steps=8)
         solution = run_stage(problem, face, stage)
         if bool(solution.finite):
             entry.start = solution.face
@@ -351,6 +384,8 @@ class _Set:
         return dataclasses.replace(faces[0], identity=mean("identity"), albedo=mean("albedo"))
 
     def _focal_groups(self, entries: Sequence[_Entry]) -> list[int]:
+        if self.cameras is not None:
+            return [-1 - e.index for e in entries]
         if self.same_camera or self.focal_px is not None:
             return [0] * len(entries)
         told = {f: k for k, f in enumerate(sorted({round(e.focal_px, 1) for e in entries if e.focal_px is not None}))}
@@ -375,6 +410,48 @@ class _Set:
         shared = sum(e for e, n in zip(energies, names, strict=True) if n in ("landmarks", "jaw", "expression"))
         return float(shared) - entry.alone.misfit
 
+    # ------------------------------------------------------------------------------------------- known cameras
+
+    def _among_cameras(self, used: list[_Entry]) -> list[_Entry]:
+        """Place the head among the known cameras; the photos whose landmarks these can explain.
+
+        Where a camera belongs to another photo, the landmarks cost far more with it than with a pose of their own.
+        """
+        stage, found = self.stages[0], {e.index: e.ready[1] for e in used}
+        alone = {e.index: self._tried(*e.ready, stage).landmarks for e in used}
+        count = len(used)
+        while True:
+            faces = [found[e.index] for e in used]
+            known = [e.known for e in used if e.known is not None]
+            try:
+                start = start_world([f.pose for f in faces], [k.camera for k in known])
+            except CameraError as error:
+                raise SetError(str(error)) from error
+            self.world, self.origin = origin_at_head(start)
+            for entry, face, lens in zip(used, faces, known, strict=True):
+                entry.start = dataclasses.replace(face, log_focal=jnp.float32(np.log(lens.focal_px * entry.zoom)))
+            self._solve(used, stage)
+            costs = {e.index: self._tried(*e.ready, stage).landmarks for e in used}
+            excess = np.array([costs[e.index] - 2 * alone[e.index] for e in used])
+            if excess.max() < _CONTRADICTS:
+                return used
+            # A wrong camera draws the head away from the right ones: the worst go first.
+            wrong = [e for e, x in zip(used, excess, strict=True) if x > 0.5 * excess.max()]
+            names = ", ".join(f"{e.name} (energy {costs[e.index]:.0f}, without it {alone[e.index]:.0f})" for e in wrong)
+            used = [e for e in used if e not in wrong]
+            if len(used) < max(2, 2 * count / 3):
+                raise SetError(
+                    f"cameras: got some that contradict the photos: {names}; expected cameras with which the landmarks "
+                    "cost hardly more than with free poses. Are the file's names shuffled, or did the head move "
+                    "between the photos? Correct the file, or leave the cameras out."
+                )
+            for entry in wrong:
+                entry.words = (
+                    f"left out: its camera contradicts the others' (landmarks cost {costs[entry.index]:.0f}, with a "
+                    f"free pose {alone[entry.index]:.0f})"
+                )
+            self.tell(f"  cameras contradict {names}")
+
     # ------------------------------------------------------------------------- photos whose landmarks do not help
 
     def _place_all(self, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
@@ -398,7 +475,8 @@ class _Set:
         tries = []
         for face in faces:
             try:
-                problem, first, box = self.fitter.problem(photo, face, self.focal_px, self.masks[entry.index])
+                focal_px, centre_px = self._lens(entry)
+                problem, first, box = self.fitter.problem(photo, face, focal_px, self.masks[entry.index], centre_px)
             except LandmarkFitError:
                 continue
             zoom = self.fitter.settings.image_size / box[2]
@@ -490,6 +568,7 @@ class _Set:
             solution=solution,
             records=self.records,
             seconds=self.seconds,
+            world=None if self.world is None else origin_back(self.world, self.origin),
         )
 
     def _fit_of(self, entry: _Entry, energies: dict[str, float], solution: JointSolution, hessian) -> Fit:
@@ -498,7 +577,7 @@ class _Set:
         focal = float(jnp.exp(face.log_focal)) / entry.zoom
         camera = Pinhole(
             focal=jnp.array([focal, focal]),
-            centre=jnp.array([width / 2, height / 2]),
+            centre=jnp.asarray([width / 2, height / 2] if entry.known is None else entry.known.centre_px, jnp.float32),
             pose=face.pose,
             height=height,
             width=width,
