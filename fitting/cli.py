@@ -178,8 +178,13 @@ def rig(
     from fitting.multi_image import fit_together
     from fitting.rig import photos_of, read_set, write_rig
 
+    paths, known = photos_of(photos), None
+    if cameras is not None:
+        from fitting.known_cameras import cameras_of, read_cameras
+
+        known = cameras_of(read_cameras(cameras), paths)
     with _stage(console, "looking for faces"):
-        given = read_set(photos_of(photos), landmarks, console.print)
+        given = read_set(paths, landmarks, console.print)
     with _stage(console, "loading the model"):
         fitter = Fitter(morphable.load(model))
     with _stage(console, "fitting"):
@@ -191,6 +196,7 @@ def rig(
             same_camera=same_camera,
             one_person=one_person,
             focal_px=focal_px,
+            cameras=known,
             progress=console.print,
         )
     for verdict in joint.verdicts:
