@@ -62,7 +62,7 @@ def synthesize_clip(
             "positive rate and a motion from 0 to 2. Leave them out for the defaults."
         )
     settings = SynthesisSettings(
-        size=size, yaw=5, pitch=5, roll=3, expression=0.0, head_share=(0.65, 0.7), lens_mm=(50.0, 60.0)
+        size=size, yaw=5.0, pitch=5.0, roll=3.0, expression=0.0, head_share=(0.65, 0.7), lens_mm=(50.0, 60.0)
     )
     scene = draw_scene(model, jax.random.key(seed), settings)
     start = scene.face

@@ -1,17 +1,29 @@
 """Clips are followed through cuts, gaps and interruptions; what a track says about itself is true."""
 
 import dataclasses
+import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
+import fitting.track_files as track_files
 import fitting.tracking as tracking
+from fitting.cli import main
 from fitting.detection import LANDMARK_NOISE, Face
+from fitting.exposure import likely_albedo
+from fitting.glb_reader import read_glb
 from fitting.key_frames import Candidate, Identity, choose
+from fitting.live_link import read_live_link_csv
 from fitting.motion import Track, TrackFormatError, leakage, offset_error, steadiness
+from fitting.sequence import read_opencv_cameras
+from fitting.synthesis import SynthesisError
+from fitting.synthetic_clip import synthesize_clip
+from fitting.track_files import frame_name, most_frontal, shown_frames, write_track
 from fitting.tracking import Store, TrackError, TrackSettings, track
-from fitting.video import ClipWriter
+from fitting.video import ClipWriter, read_frames
 
 pytest.importorskip("av")
 
@@ -146,6 +158,102 @@ def test_wrong_settings_are_refused(wrong):
         TrackSettings(**wrong)
 
 
+# ------------------------------------------------------------------------------------------------------------ its files
+
+
+@pytest.fixture
+def gappy(tiny):
+    """A head that turns and speaks; lost before frame 2, and in frames 6 and 7."""
+    made = made_track(tiny, 10)
+    turns = Rotation.from_euler("y", np.linspace(-20, 25, 10)[:, None], degrees=True).as_matrix()
+    poses, expression = made.poses.copy(), made.expression.copy()
+    poses[:, :3, :3] = poses[:, :3, :3] @ turns
+    expression[:] = np.random.default_rng(0).uniform(0, 1, expression.shape)
+    segment = np.array([-1, -1, 0, 0, 0, 0, -1, -1, 1, 1])
+    for rows in (poses[:, :3], expression):
+        rows[segment < 0] = np.nan
+    light = np.full((10, 9, 3), 0.1) * (segment >= 0)[:, None, None]
+    return dataclasses.replace(made, poses=poses, expression=expression, segment=segment, light=light)
+
+
+def test_what_is_lost_is_held(gappy):
+    assert shown_frames(gappy).tolist() == [2, 2, 2, 3, 4, 5, 5, 5, 8, 9]
+    assert most_frontal(gappy) == 4
+    with pytest.raises(ValueError, match="lost in all of them"):
+        shown_frames(dataclasses.replace(gappy, segment=np.full(10, -1)))
+
+
+def test_files_of_a_track_read_back_as_the_track(gappy, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(track_files, "track_texture", lambda *_: np.full((64, 64, 3), 128, np.uint8))
+    assert write_track(tmp_path, "none.mp4", gappy, tiny, fps=25.0, obj_sequence=True) == ()
+    shown, found = shown_frames(gappy), np.flatnonzero(~gappy.lost).tolist()
+    read, reference = read_glb(tmp_path / "head.glb"), most_frontal(gappy)
+    assert read.animation is not None
+    np.testing.assert_allclose(read.animation.times, gappy.times, atol=1e-6)
+    for k, frame in enumerate(shown):
+        head = np.asarray(tiny.vertices(jnp.asarray(gappy.identity), jnp.asarray(gappy.expression[frame])), float)
+        expected = head @ gappy.R[frame].T + gappy.t[frame]
+        seen = read.frame(k) @ gappy.R[reference].T + gappy.t[reference]
+        assert np.abs(seen - expected).max() < 1e-5 * 230  # mm, the head's size
+
+    with np.load(tmp_path / "parameters.npz") as arrays:
+        assert all(np.isfinite(arrays[n]).all() for n in arrays.files if arrays[n].dtype.kind == "f")
+        np.testing.assert_array_equal(arrays["lost"], gappy.lost)
+        np.testing.assert_allclose(arrays["t"], gappy.t[shown], rtol=1e-6)
+        assert json.loads(str(arrays["manifest"]))["licence"] == tiny.provenance.licence
+    take = read_live_link_csv(tmp_path / "blendshapes.csv", 25.0)
+    np.testing.assert_allclose(take.times, gappy.times[found], atol=1e-6)
+    np.testing.assert_allclose(take.expression(tiny.expression_names), gappy.expression[found], atol=1e-7)
+    cameras = read_opencv_cameras(tmp_path / "cameras" / "opencv.json")
+    assert list(cameras) == [frame_name(k) for k in found]
+    np.testing.assert_allclose(cameras[frame_name(3)].pose.translation(), gappy.t[3], rtol=1e-6)
+    assert len(list((tmp_path / "obj").glob("*.obj"))) == 10
+
+
+def test_colours_come_from_key_frames_that_were_tracked(gappy, tiny, tmp_path, monkeypatch):
+    with ClipWriter(tmp_path / "clip.mp4") as writer:
+        for k in range(10):
+            writer.write(np.full((64, 64, 3), 20 * k, np.uint8), k / 25)
+    used = []
+
+    def blended(fits, photos, size):
+        used.append([round(float(p.pixels.mean()) / 20) for p in photos])
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr(track_files, "person_texture", blended)
+    for key_frames in ((9, 3, 6), (0,)):
+        track_files.track_texture(tmp_path / "clip.mp4", gappy, tiny, key_frames)
+    assert used == [[3, 9], [4]]
+
+
+def test_how_bright_skin_is_does_not_depend_on_how_the_fit_split_it(tiny):
+    """The same pictures, explained by bright skin in dim light or by dark skin in bright light."""
+    light = np.zeros((9, 3), np.float32)
+    light[0] = 2.0
+    fit = dataclasses.replace(made_track(tiny).fit(tiny, 0), light=light)
+    found = likely_albedo([fit])
+    mean = lambda a: np.asarray(tiny.albedo_linear(jnp.asarray(a, jnp.float32))).mean(axis=0)  # noqa: E731
+    np.testing.assert_allclose(mean(found.albedo) * found.light_factor, mean(fit.albedo), rtol=1e-5)
+    again = dataclasses.replace(fit, albedo=found.albedo, light=light * found.light_factor)
+    np.testing.assert_allclose(mean(likely_albedo([again]).albedo), mean(found.albedo), rtol=0.03)
+    dim = likely_albedo([dataclasses.replace(fit, light=light / 2)])
+    assert mean(dim.albedo).mean() < mean(found.albedo).mean()
+
+
+def test_a_synthetic_clip_tells_the_truth(head, tmp_path):
+    truth = synthesize_clip(tmp_path / "clip.mp4", head, frames=3, rate=10.0, size=160)  # the size of other tests
+    for k, expression in enumerate(truth.expression):
+        vertices = head.vertices(jnp.asarray(truth.identity, jnp.float32), jnp.asarray(expression, jnp.float32))
+        points = np.asarray(head.landmarks(vertices)) @ truth.poses[k, :3, :3].T + truth.poses[k, :3, 3]
+        np.testing.assert_allclose(truth.points[k], points, atol=0.02)
+        np.testing.assert_allclose(truth.pixels[k], truth.focal_px * points[:, :2] / points[:, 2:] + 80, atol=0.02)
+    frames = list(read_frames(tmp_path / "clip.mp4"))
+    np.testing.assert_allclose([f.time_s for f in frames], truth.times, atol=1e-4)
+    assert frames[0].photo.pixels.shape == (160, 160, 3) and frames[0].photo.pixels.std() > 5
+    with pytest.raises(SynthesisError, match="0 frames"):
+        synthesize_clip(tmp_path / "none.mp4", head, frames=0)
+
+
 # --------------------------------------------------------------------------------------------------------- a whole clip
 
 SIDE = 320
@@ -156,8 +264,6 @@ CUT = 15
 
 def shifted(photo, x, y, roll=0.0):
     """The bundled photo, around the face, through a camera that moves."""
-    from PIL import Image
-
     scale, (cx, cy) = 1.2, (photo.width / 2 + x, photo.height / 2 + y)
     c, s = np.cos(roll) * scale, np.sin(roll) * scale
     half = SIDE / 2
@@ -241,3 +347,58 @@ def test_a_folder_with_another_track_is_refused(clip, known_identity, head, tmp_
         track(path, tmp_path, model=head, settings=SETTINGS)
     with pytest.raises(TrackError, match="focal_px"):
         track(path, tmp_path / "new", model=head, focal_px=-3.0)
+
+
+def facefit(capsys, *arguments) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in arguments])
+    assert isinstance(end.value.code, int)
+    return end.value.code, capsys.readouterr().err
+
+
+def test_the_command_stops_goes_on_and_writes_its_files(clip, known_identity, tmp_path, monkeypatch, capsys):
+    path, times = clip
+    out = tmp_path / "out"
+    with monkeypatch.context() as stopped:
+
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        stopped.setattr(track_files, "write_track", stop)
+        code, said = facefit(capsys, "track", path, "-o", out, "--no-pictures")
+    assert code == 130 and "goes on from there" in said and "removed" not in said
+    assert sorted(p.name for p in out.iterdir()) == ["track", "track.json", "track.npz"]
+
+    code, said = facefit(capsys, "track", path, "-o", out, "--no-pictures", "--fps", "30")
+    assert code == 0 and "going on" in said and "jitter" in said and "leakage" in said
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("blendshapes.csv", "cameras", "head.glb", "normal.png", "parameters.npz"),
+        *("texture.png", "track", "track.json", "track.npz"),
+    ]
+    result = Track.load(out / "track.npz")
+    read = read_glb(out / "head.glb")
+    assert read.animation is not None and len(read.animation.times) == len(times)
+    # The bundled photo's face, not the model's mean.
+    with Image.open(out / "texture.png") as texture:
+        assert np.asarray(texture).std() > 20
+    assert len(read_live_link_csv(out / "blendshapes.csv", 30.0).times) == (~result.lost).sum()
+
+
+def test_the_command_refuses_what_it_cannot_use(clip, tmp_path, monkeypatch, capsys):
+    def load(path=None):
+        raise AssertionError("the model was loaded for bad input")
+
+    monkeypatch.setattr("morphable.load", load)
+    (tmp_path / "text.mp4").write_text("no video")
+    out = tmp_path / "out"
+    for arguments, named in (
+        ((tmp_path / "text.mp4",), "text.mp4"),
+        ((tmp_path / "none.mp4",), "none.mp4"),
+        ((clip[0], "--focal-px", "0"), "--focal-px"),
+        ((clip[0], "--fps", "0.5"), "--fps"),
+        ((clip[0], "--key-frames", "0"), "key_frames"),
+    ):
+        code, said = facefit(capsys, "track", *arguments, "-o", out)
+        message = said.splitlines()[-1]
+        assert code == 2 and message.startswith("facefit: ") and named in message and "expected" in message
+    assert not out.exists()
