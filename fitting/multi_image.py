@@ -22,10 +22,10 @@ from jaxtyping import Array, Bool, Float
 from scipy.sparse.csgraph import connected_components
 
 from fitting.arrowhead import JointSolution, Member, World, solve_together
-from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, face_descriptor, landmarks_at
+from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, LandmarkNoise, face_descriptor, landmarks_at
 from fitting.fit import Fit, Fitter
 from fitting.known_cameras import Calibrated, CameraError, calibrated, origin_at_head, origin_back, start_world
-from fitting.landmark_start import LandmarkFitError
+from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
 from fitting.photometric import PhotometricTerm
@@ -235,6 +235,7 @@ class _Set:
         used = sorted(trusted + placed, key=lambda e: e.digest)
         if self.cameras is not None:
             used = self._among_cameras(used)
+            used = sorted(used + self._seen_by_cameras(doubtful, used), key=lambda e: e.digest)
         for stage in self.stages:
             solution = self._solve(used, stage)
         for entry in used:
@@ -447,10 +448,52 @@ class _Set:
                 )
             for entry in wrong:
                 entry.words = (
-                    f"left out: its camera contradicts the others' (landmarks cost {costs[entry.index]:.0f}, with a "
-                    f"free pose {alone[entry.index]:.0f})"
+                    f"left out: its landmarks or its camera contradict the others' (landmarks cost "
+                    f"{costs[entry.index]:.0f}, with a free pose {alone[entry.index]:.0f})"
                 )
             self.tell(f"  cameras contradict {names}")
+
+    def _seen_by_cameras(self, doubtful: Sequence[_Entry], used: Sequence[_Entry]) -> list[_Entry]:
+        """Photos without landmarks to trust that show the head where their known cameras see it."""
+        last = self.stages[-1]
+        if not last.photometric:
+            return []
+        least = _EXPLAINS * float(np.median([self._tried(*e.ready, last).explained for e in used]))
+        seen = []
+        for entry in (e for e in doubtful if not e.placed):
+            problem, face, zoom = self._seen_by_camera(entry, used[0].ready[1])
+            lit = run_stage(problem, face, Stage("light", ("light",), 1, level=last.level, relight=True))
+            entry.explained = self._tried(problem, lit.face, last).explained if bool(lit.finite) else 0.0
+            if entry.explained < least:
+                entry.words = (
+                    "left out: its landmarks cannot be trusted, and where its camera sees the head this explains "
+                    f"{100 * entry.explained:.0f} % of the skin (at least {100 * least:.0f} % expected)"
+                )
+                continue
+            entry.problem, entry.start, entry.zoom, entry.face = problem, lit.face, zoom, None
+            entry.words = "used where its camera sees the head, without landmarks"
+            seen.append(entry)
+        return seen
+
+    def _seen_by_camera(self, entry: _Entry, head: FaceParameters) -> tuple[Problem, FaceParameters, float]:
+        """The photo around the head as its known camera sees it, without landmarks; the face there; the zoom."""
+        assert self.world is not None and entry.known is not None
+        photo = entry.source() if callable(entry.source) else entry.source
+        focal_px, centre_px = entry.known.focal_px, entry.known.centre_px
+        pose = self.world.head_pose(entry.known.about(self.origin))
+        focal = jnp.full(2, focal_px, jnp.float32)
+        lens = Pinhole(focal, jnp.asarray(centre_px, jnp.float32), pose, photo.height, photo.width)
+        model = self.fitter.solver_model
+        points = np.asarray(lens.project(model.landmarks.positions(head.identity, jnp.zeros_like(head.expression))))
+        box = self.fitter.crop_box(points)
+        start = weak_perspective_pose(np.asarray(model.landmarks.mean), points)
+        nowhere, noise = np.full((68, 2), np.nan), LandmarkNoise(inner_mm=1.0, jaw_mm=1.0)
+        mask = self.masks[entry.index]
+        problem, first = self.fitter.framed(photo, box, start, nowhere, noise, focal_px, mask, centre_px)
+        zoom = self.fitter.settings.image_size / float(box[2])
+        log_focal = jnp.float32(np.log(focal_px * zoom))
+        face = dataclasses.replace(first, identity=head.identity, albedo=head.albedo, pose=pose, log_focal=log_focal)
+        return problem, face, zoom
 
     # ------------------------------------------------------------------------- photos whose landmarks do not help
 

@@ -252,8 +252,27 @@ def test_a_shuffled_file_is_refused_and_one_wrong_camera_left_out(fitter, rig):
     aside = dataclasses.replace(cameras[2], pose=cameras[2].pose @ jaxlie.SE3.exp(jnp.array([0, 0, 0, 0, 0.3, 0.0])))
     joint = fit([*cameras[:2], aside, cameras[3]])
     assert joint.indices == (0, 1, 3)
-    assert joint.verdicts[2].words.startswith("left out: its camera contradicts the others'")
+    assert joint.verdicts[2].words.startswith("left out: its landmarks or its camera contradict the others'")
     with pytest.raises(SetError, match="got 3 cameras for 4 photos"):
         fit(cameras[:3])
     with pytest.raises(SetError, match="focal_px=100"):
         fit(cameras, focal_px=100.0)
+
+
+def test_a_photo_without_landmarks_is_seen_by_its_camera(fitter, rig, monkeypatch):
+    """Unless the camera is wrong, and sees the head where the photo shows something else."""
+    photos, faces, cameras = rig
+    monkeypatch.setattr("fitting.multi_image._Set._place", lambda *_: None)  # as where no detector answers
+
+    def fit(given):
+        return fit_together(fitter, photos, [*faces[:2], None, faces[3]], names=NAMES, cameras=given, one_person=True)
+
+    joint = fit(cameras)
+    assert joint.verdicts[2].words == "used where its camera sees the head, without landmarks"
+    model = joint.fits[2].landmarks2d
+    assert np.nanmedian(np.linalg.norm(model - faces[2].landmarks, axis=1)) < 3.0
+    assert joint.fits[2].source == "none" and np.isnan(joint.fits[2].detected).all()
+    aside = dataclasses.replace(cameras[2], pose=turned((0.0, 0.0, 90.0), (0.0, 0.0, 0.0)) @ cameras[2].pose)
+    joint = fit([*cameras[:2], aside, cameras[3]])
+    assert joint.indices == (0, 1, 3)
+    assert "where its camera sees the head this explains" in joint.verdicts[2].words
