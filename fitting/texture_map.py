@@ -109,9 +109,14 @@ def person_texture(
     a callable that reads it. At most the 16 photos that together show the head best are read.
     """
     layout, blend = blend_photos(fits, photos, size, masks)
-    if blend.trust.max() < 0.05:  # the head lies outside the photos: nothing to take from them
-        return _finish(layout.albedo, layout.valid)
-    return _finish(_below_white(layout.plain * np.exp(_complete(blend.ratio, blend.trust, layout))), layout.valid)
+    return _finish(photographed_colour(layout, blend), layout.valid)
+
+
+def photographed_colour(layout: "_Layout", blend: Blend) -> ColourMap:
+    """The completed map, linear RGB; the model's own where the head lies outside the photos."""
+    if blend.trust.max() < 0.05:
+        return layout.albedo
+    return _below_white(layout.plain * np.exp(_complete(blend.ratio, blend.trust, layout)))
 
 
 def blend_photos(
