@@ -271,7 +271,7 @@ def track(
         settings = TrackSettings(key_frames=key_frames)
         with _stage(console, "loading the model"):
             head = morphable.load(model)
-        with Progress(console=console, transient=True) as bars:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             tasks: dict[str, Any] = {}
 
             def progress(phase: str, done: int, of: int | None) -> None:

@@ -33,7 +33,7 @@ from fitting.smoothing import Motion, MotionPrior, added, bounds, logarithm, mot
 from fitting.synthesis import solid
 from fitting.video import ClipWriter, VideoError, describe_video, read_frames
 from morphable.mesh import Mesh
-from morphable.model import MorphableModel
+from morphable.model import MorphableModel, Provenance
 from renderer.render import render
 
 VERSION = 1  # of the shards; a folder of another one is not resumed
@@ -180,7 +180,7 @@ def track(
     if pictures:
         with _timed(seconds, "pictures"):
             write_pictures(out, video, final, head, clip.rate, lambda n: progress("drawing", n, len(rows)))
-    _write_json(Path(out) / "track.json", _record(result, video, clip.rate, settings, focal_px))
+    _write_json(Path(out) / "track.json", _record(result, video, clip.rate, settings, focal_px, head.provenance))
     for line in summary(result):
         say(f"  {line}")
     return result
@@ -515,7 +515,9 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
     os.replace(partial, path)
 
 
-def _record(result: Tracked, video, rate: float, settings: TrackSettings, focal_px: float | None) -> dict[str, Any]:
+def _record(
+    result: Tracked, video, rate: float, settings: TrackSettings, focal_px: float | None, source: Provenance
+) -> dict[str, Any]:
     plain = lambda x: None if isinstance(x, float) and not np.isfinite(x) else x  # noqa: E731
 
     def steady(s: Steadiness) -> dict[str, Any]:
@@ -537,7 +539,12 @@ def _record(result: Tracked, video, rate: float, settings: TrackSettings, focal_
         "after": steady(result.after),
         "seconds": result.seconds,
         "frames_per_second": plain(result.frames_per_second),
-        "model": {"name": result.track.model, "sha256": result.track.model_sha256},
+        "model": {
+            "name": result.track.model,
+            "sha256": result.track.model_sha256,
+            "licence": source.licence,
+            "licence_class": source.licence_class,
+        },
         "settings": dataclasses.asdict(settings),
     }
 

@@ -375,6 +375,7 @@ def test_the_command_stops_goes_on_and_writes_its_files(clip, known_identity, tm
         *("blendshapes.csv", "cameras", "head.glb", "normal.png", "parameters.npz"),
         *("texture.png", "track", "track.json", "track.npz"),
     ]
+    assert json.loads((out / "track.json").read_text())["model"]["licence"] == "CC0-1.0"
     result = Track.load(out / "track.npz")
     read = read_glb(out / "head.glb")
     assert read.animation is not None and len(read.animation.times) == len(times)
