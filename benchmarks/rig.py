@@ -61,10 +61,11 @@ def main() -> None:
 
 def rendered(model: MorphableModel) -> list[tuple[Photo, Face]]:
     """A person in a few photos of different pose, expression and light."""
-    settings = SynthesisSettings(size=384, yaw=50.0)
-    shown = [synthesize(model, 0, settings)]
-    shown += [synthesize(model, seed, settings, shown[0].scene) for seed in range(1, _RENDERED)]
-    return [(s.photo, s.as_face(seed=k)) for k, s in enumerate(shown)]
+    settings = SynthesisSettings(size=384, yaw=50.0, lens_mm=(60.0, 60.0))  # one lens, so that every head is inside
+    photos: list[SyntheticPhoto] = []
+    for seed in range(_RENDERED):
+        photos.append(synthesize(model, seed, settings, photos[0].scene if photos else None))
+    return [(p.photo, p.as_face(noise_px=1.0, seed=k)) for k, p in enumerate(photos)]
 
 
 def _member(fitter: Fitter, photo: Photo, face: Face) -> Member:
