@@ -508,8 +508,13 @@ def synthesize(
     settings = SynthesisSettings() if settings is None else settings
     scene = draw_scene(model, jax.random.key(seed), settings)
     if person is not None:
-        who = person.face
-        face = dataclasses.replace(scene.face, identity=who.identity, albedo=who.albedo, log_focal=who.log_focal)
+        who, place = person.face, scene.face.pose.translation()
+        # The pose was drawn for another lens: at the depth where the head is as large in the picture.
+        place = place * jnp.array([1.0, 1.0, jnp.exp(who.log_focal - scene.face.log_focal)])
+        pose = jaxlie.SE3.from_rotation_and_translation(scene.face.pose.rotation(), place)
+        face = dataclasses.replace(
+            scene.face, identity=who.identity, albedo=who.albedo, log_focal=who.log_focal, pose=pose
+        )
         scene = dataclasses.replace(scene, face=face)
     view = render_scene(model, scene)
     rng = np.random.default_rng(seed)

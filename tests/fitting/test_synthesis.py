@@ -303,3 +303,14 @@ def test_the_command_writes_photos_and_truth(head, tmp_path, capsys):
 def test_the_command_refuses(tmp_path, capsys, wrong):
     assert facefit("synthesize", "-o", tmp_path / "out", *wrong) == 2
     assert "expected" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_photos_of_one_person_have_one_head_and_one_lens(head):
+    settings = SynthesisSettings(size=128, expression=0.5)
+    first = synthesize(head, 0, settings)
+    second = synthesize(head, 1, settings, person=first.scene)
+    np.testing.assert_array_equal(second.truth.identity, first.truth.identity)
+    np.testing.assert_array_equal(second.truth.albedo, first.truth.albedo)
+    np.testing.assert_allclose(second.camera.focal, first.camera.focal)
+    assert np.abs(np.asarray(second.truth.expression - first.truth.expression)).max() > 0.05
+    assert second.visible.sum() > 30  # though its pose was drawn for another lens
