@@ -161,7 +161,7 @@ def rig(
         focal_px: Focal length in pixels, of all photos, where known.
         one_person: Do not look whether the photos show different people.
         pupils_mm: The person's distance between the pupils, measured: it sets the head's true size.
-        plain: Leave out personal corrections: the model's own head, blendshapes and nothing else.
+        plain: Leave out personal corrections: blendshapes are the model's own.
     """
     began = time.perf_counter()
     from rich.console import Console
@@ -176,6 +176,7 @@ def rig(
     import morphable
     from fitting.fit import Fitter
     from fitting.multi_image import fit_together
+    from fitting.personal_rig import personal_rig
     from fitting.rig import photos_of, read_set, write_rig
 
     paths, known = photos_of(photos), None
@@ -211,7 +212,8 @@ def rig(
         "plain": plain,
     }
     with _stage(console, f"writing {out}"), output_folder(out) as folder:
-        scale = write_rig(folder, joint, given, pupils_mm=pupils_mm, settings=options)
+        own = None if plain else personal_rig(fitter, joint, given.sources)
+        scale = write_rig(folder, joint, given, own, pupils_mm, options)
     console.print(f"  {scale}")
     console.print(f"[green]{joint.result}[/green]; see {out / 'sheet.png'} and {out / 'head.glb'}")
     console.print(f"{time.perf_counter() - began:.1f} s")

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jaxlie
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
@@ -21,6 +23,7 @@ from fitting.mesoscopic import skin_normal_map
 from fitting.metric_scale import MetricScale, metric_scale
 from fitting.multi_image import JointFit, SetError
 from fitting.observation import Photo, read_landmarks, read_photo
+from fitting.personal_rig import PersonalRig
 from fitting.pictures import overlay, turntable
 from fitting.sequence import parameters, write_cameras
 from fitting.texture_map import person_texture
@@ -105,7 +108,7 @@ def write_rig(
     folder: Path,
     joint: JointFit,
     photos: PhotoSet,
-    person: Fit | None = None,
+    rig: PersonalRig | None = None,
     pupils_mm: float | None = None,
     settings: Mapping[str, Any] | None = None,
     texture_size: int = 1024,
@@ -113,13 +116,18 @@ def write_rig(
     """Write everything of a rig into an existing folder; the metric scale that was found.
 
     head.glb, neutral.obj, texture.png, normal.png, rig.npz (as fit.npz, one row for each photo), rig.json (verdicts,
-    energies, scale), parameters.npz, cameras/, sheet.png (photos and overlays) and turntable.png. `person` is the fit
-    whose model holds the personal corrections; by default the joint fit's.
+    energies, scale), parameters.npz, cameras/, sheet.png (photos and overlays) and turntable.png. With a `rig` the
+    files hold the person's own units, and personal.npz what was corrected. A stated `pupils_mm` scales everything.
     """
     names, sources = photos.names, photos.sources
-    fits = joint.fits if person is None else tuple(dataclasses.replace(f, model=person.model) for f in joint.fits)
-    first = fits[0]
     used = [sources[i] for i in joint.indices]
+    scale = metric_scale(joint.fits, [s() for s in used[:_SHEET_ROWS]], joint.identity_covariance, pupils_mm)
+    fits = joint.fits if rig is None else tuple(rig.applied_to(f) for f in joint.fits)
+    if pupils_mm is not None:
+        fits = tuple(scaled(f, scale.factor) for f in fits)
+    if rig is not None:
+        rig.save(folder / "personal.npz")
+    first = fits[0]
     texture = person_texture(fits, used, texture_size)
     pixel_mm = float(np.median([f.camera.pose.translation()[2] / f.camera.focal[0] for f in fits]))
     relief = skin_normal_map(first.model, first.neutral_vertices, texture, pixel_mm)
@@ -158,7 +166,6 @@ def write_rig(
     np.savez_compressed(folder / "parameters.npz", allow_pickle=False, **frames)
     (folder / "cameras").mkdir()
     write_cameras(folder / "cameras", {names[i]: f.camera for i, f in zip(joint.indices, fits, strict=True)})
-    scale = metric_scale(fits, [s() for s in used[:_SHEET_ROWS]], joint.identity_covariance, pupils_mm)
     Image.fromarray(contact_sheet(fits, used, texture)).save(folder / "sheet.png")
     record = fit_record(first, settings)
     record |= {
@@ -173,6 +180,20 @@ def write_rig(
         record.pop(key)
     (folder / "rig.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return scale
+
+
+def scaled(fit: Fit, factor: float) -> Fit:
+    """The same fit in the same photo with all lengths times a factor: a larger head, farther away."""
+    m = fit.model
+    lengths = lambda m: (m.shape.mean, m.shape.modes, m.expression, m.residual)  # noqa: E731
+    model = eqx.tree_at(lengths, m, tuple(factor * x for x in lengths(m)))
+    if m.rig is not None:
+        joints = lambda m: (m.rig.joints.mean, m.rig.joints.modes)  # noqa: E731
+        model = eqx.tree_at(joints, model, tuple(factor * x for x in joints(m)))
+    pose = fit.camera.pose
+    moved = jaxlie.SE3.from_rotation_and_translation(pose.rotation(), factor * pose.translation())
+    camera = dataclasses.replace(fit.camera, pose=moved)
+    return dataclasses.replace(fit, model=model, camera=camera, problem=None, parameters=None)
 
 
 def contact_sheet(
