@@ -26,10 +26,11 @@ from fitting.observation import read_photo
 from fitting.personal_rig import PersonalRig, RigSettings, personal_rig
 
 KINDS = {
-    "plain": RigSettings(rest=False, example=0.0),
-    "rest": RigSettings(example=0.0),
-    "rest+units": RigSettings(),
-    "rest+residual": RigSettings(example=0.0, residual=0.1),
+    "plain": RigSettings(example=0.0),
+    "units": RigSettings(),
+    "rest": RigSettings(rest=True, example=0.0),
+    "rest+units": RigSettings(rest=True),
+    "rest+residual": RigSettings(rest=True, example=0.0, residual=0.1),
 }
 
 

@@ -3,9 +3,9 @@
 A morphable model gives everybody the same smile on a face out of its identity space. `personal_rig` goes on from a
 joint fit (`fitting.multi_image`) and moves the model's neutral and its expression units for this person:
 
-- **rest**: what most photos show of an expression belongs to the face at rest, not to what it does;
-- **residual**: smooth displacements of the neutral outside of the identity space, the modes of the model's Gaussian
-  process as further components of the same joint problem (Luethi et al. 2018);
+- **rest** (off by default): what most photos show of an expression belongs to the face at rest, not to what it does;
+- **residual** (off by default): smooth displacements of the neutral outside of the identity space, the modes of the
+  model's Gaussian process as further components of the same joint problem (Luethi et al. 2018);
 - **units**: what a photo with an expression shows beyond the model's is ascribed to the units that are at work in it
   (example-based facial rigging, Li, Weise & Pauly 2010), where they move the skin; the other units stay the model's.
 
@@ -22,6 +22,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.ndimage import gaussian_filter
 
 from fitting.arrowhead import Member, solve_together
 from fitting.fit import Fit, Fitter
@@ -30,9 +31,12 @@ from fitting.schedule import EVERYTHING, Problem, Stage, run_stage
 from fitting.surface_samples import SolverModel, solver_model
 from fitting.texture_map import Source, View, blend_photos, photographed_colour
 from morphable.model import MorphableModel
+from renderer.fill import dilate
 from renderer.texture import sample_texture
 
 FORMAT, VERSION = "facefit-rig", 1
+
+_WRINKLE = 0.006  # of the map's side: finer changes of brightness are lost between vertices
 
 
 class RigError(ValueError):
@@ -43,12 +47,13 @@ class RigError(ValueError):
 class RigSettings:
     """How far photos may move a model away from itself. Measured in docs/personal_rig.md."""
 
-    rest: bool = True  # whether what most photos show of an expression becomes the neutral's
+    rest: bool = False  # whether what most photos show of an expression is the neutral's: not where most are smiles
     residual: float = 0.0  # deviations of the neutral's Gaussian process, in the model's own; 0 for none
     example: float = 0.3  # the same of one photo's displacement from the rig
     ridge: float = 0.5  # noise of what a photo shows, as a weight: below it units take little of what they show
-    albedo_ridge: float = 0.5  # the same for the change of the skin's brightness
-    albedo_limit: float = 0.15  # logarithm; wrinkles darken the skin by no more
+    albedo_ridge: float = 1.0  # the same for the change of the skin's brightness, which shadows disturb
+    albedo_limit: float = 0.1  # logarithm; wrinkles darken the skin by no more
+    map_size: int = 512  # texels in a row of the map that the vertices take their colours from
 
 
 class PersonalRig(eqx.Module):
@@ -220,8 +225,9 @@ def personal_rig(
     if photos is None:
         return rig
     worn = [rig.applied_to(fit) for fit in fits]
-    layout, blend = blend_photos(worn, [photos[i] for i in joint.indices])
-    colour = _at_vertices(model, photographed_colour(layout, blend))
+    layout, blend = blend_photos(worn, [photos[i] for i in joint.indices], s.map_size)
+    # Vertices on the border of a chart lie beside it as often as in it.
+    colour = _at_vertices(model, dilate(photographed_colour(layout, blend), layout.valid))
     skin = _skin(model)
     colour = np.where(skin[:, None], colour, np.asarray(rig.colour))
     shading = _shading(model, blend.views, at_work, s)
@@ -354,8 +360,10 @@ def _shading(model: MorphableModel, views: Sequence[View], weights, s: RigSettin
     """How each unit changes the logarithm of the skin's brightness at weight 1."""
     seen = []
     for view in views:
-        brightness = (view.difference.mean(axis=2) * view.trust)[..., None]
-        seen.append(np.clip(_at_vertices(model, brightness)[:, 0], -2 * s.albedo_limit, 2 * s.albedo_limit))
+        # Bounded before it is smoothed: a speck of hair or of shadow is no wrinkle.
+        brightness = np.clip(view.difference.mean(axis=2), -2 * s.albedo_limit, 2 * s.albedo_limit) * view.trust
+        smooth = gaussian_filter(brightness, _WRINKLE * len(brightness))
+        seen.append(_at_vertices(model, smooth[..., None])[:, 0])
     shares = _shares(weights[[view.photo for view in views]], s.albedo_ridge)
     change = (shares @ np.stack(seen)).T * reach(np.asarray(model.expression)) * _skin(model)[:, None]
     return np.clip(change, -s.albedo_limit, s.albedo_limit).astype(np.float32)

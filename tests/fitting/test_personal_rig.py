@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 from helpers import tree_equal
 
-from fitting.fit import Fit
+from fitting.arrowhead import JointSolution
+from fitting.fit import Fit, Fitter, Settings
+from fitting.multi_image import JointFit
 from fitting.personal_rig import (
     PersonalRig,
     RigError,
+    RigSettings,
     _moved,
     load_rig,
+    personal_rig,
     plain_rig,
     reach,
     residual_modes,
@@ -20,6 +24,7 @@ from fitting.personal_rig import (
     retarget,
     transferred,
 )
+from morphable.colour import linear_to_srgb
 
 
 def person(model, seed: int) -> PersonalRig:
@@ -198,6 +203,24 @@ def test_a_fit_becomes_one_of_the_rig(tiny, make_plain_fit):
     expected = rig(tiny.weights(jawOpen=0.4))[0]
     assert np.allclose(worn.vertices, expected, atol=1e-3)
     assert np.allclose(worn.neutral_vertices, rig.neutral, atol=1e-3)
+
+
+def test_photos_give_the_rig_its_colour(tiny, monkeypatch):
+    """Three photos of a painted head whose fits are right: the paint is the rig's, and nothing else has changed."""
+    import test_texture_map as painting
+
+    monkeypatch.setattr("fitting.texture_map._CROP", painting.SIZE)
+    fits, photos, truth = painting.several(tiny)
+    joint = JointFit(tuple(fits), (0, 1, 2), (), (), object.__new__(JointSolution), [], {})
+    settings = RigSettings(example=0.0, map_size=painting.SIZE)
+    rig = personal_rig(Fitter(tiny, Settings(skin_blocks=1)), joint, photos, settings)
+    plain = plain_rig(tiny, fits[0].identity, fits[0].albedo)
+    inner = np.all(np.abs(np.asarray(tiny.uv) - 0.5) < 0.25, axis=1)
+    column, row = (np.asarray(tiny.uv)[inner] * painting.SIZE).astype(int).T
+    error = lambda c: np.abs(np.asarray(linear_to_srgb(c))[inner] - truth[row, column]).mean()  # noqa: E731
+    assert error(rig.colour) < 0.5 * error(plain.colour)
+    assert jnp.array_equal(rig.neutral, plain.neutral)
+    assert np.all(np.asarray(rig.shading) == 0)  # no photo shows an expression
 
 
 @pytest.fixture
