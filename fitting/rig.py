@@ -18,7 +18,6 @@ from PIL import Image
 
 from fitting.detection import Face, NoFaceError, detect_faces
 from fitting.export import fit_arrays, fit_record, part_triangles, write_head_glb, write_obj
-from fitting.exposure import likely_albedo
 from fitting.fit import Fit
 from fitting.mesoscopic import skin_normal_map
 from fitting.metric_scale import MetricScale, metric_scale
@@ -124,15 +123,6 @@ def write_rig(
     used = [sources[i] for i in joint.indices]
     scale = metric_scale(joint.fits, [s() for s in used[:_SHEET_ROWS]], joint.identity_covariance, pupils_mm)
     fits = joint.fits if rig is None else tuple(rig.applied_to(f) for f in joint.fits)
-    exposed = likely_albedo(fits)
-    fits = tuple(
-        dataclasses.replace(
-            fit,
-            albedo=exposed.albedo.astype(np.float32),
-            light=(fit.light * exposed.light_factor).astype(np.float32),
-        )
-        for fit in fits
-    )
     if pupils_mm is not None:
         fits = tuple(scaled(f, scale.factor) for f in fits)
     if rig is not None:
