@@ -11,6 +11,8 @@ from fitting.export import write_head_glb as write_head_glb
 from fitting.fit import Fit as Fit
 from fitting.fit import Fitter as Fitter
 from fitting.fit import Settings as Settings
+from fitting.multi_image import JointFit as JointFit
+from fitting.multi_image import fit_together as fit_together
 from fitting.observation import Photo as Photo
 from fitting.observation import read_landmarks as read_landmarks
 from fitting.observation import read_mask as read_mask
