@@ -76,6 +76,10 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: got segments={self.segments}, expected a positive deviation, such as 0.25."
             )
+        if not self.noise > 0:
+            raise ValueError(
+                f"stage {self.name!r}: got noise={self.noise}, expected a positive factor on observations' deviations."
+            )
         known = (*OBSERVATIONS, *PRIORS, *problem.extra)
         for name in self.without:
             if name not in known:

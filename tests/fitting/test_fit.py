@@ -219,6 +219,9 @@ def test_plans_that_cannot_run_are_refused_before_they_start(fitter, photo, face
     deep = dataclasses.replace(coarse_to_fine()[3], level=7)
     with pytest.raises(ValueError, match=r"got level 7, expected 0..1.*blur_px"):
         fitter.fit(photo, face, (deep,))
+    silent = dataclasses.replace(coarse_to_fine()[3], noise=0.0)
+    with pytest.raises(ValueError, match=r"got noise=0.0, expected a positive factor"):
+        fitter.fit(photo, face, (silent,))
 
 
 def test_an_energy_that_is_not_finite_is_reported(fitter, photo, face):
