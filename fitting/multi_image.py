@@ -316,7 +316,7 @@ class _Set:
         faces = _one_focal([e.ready[1] for e in seen], [e.unit_px for e in seen], groups)
         members = [
             Member(
-                self._shared_noise(e, f, len(seen)),
+                among(e.ready[0], f, len(seen), e.face is not None and e.face.noise.alike),
                 dataclasses.replace(f, identity=common.identity, albedo=common.albedo),
                 g,
                 None if self.world is None or e.known is None else e.known.about(self.origin),
@@ -346,23 +346,6 @@ class _Set:
         energy = sum(total.values())
         self.tell(f"  {stage.name}: {len(seen)} photo(s), energy {energy:.1f} after {solution.steps} steps")
         return solution
-
-    def _shared_noise(self, entry: _Entry, face: FaceParameters, count: int) -> Problem:
-        """The photo's problem with the noise that its landmarks have among several photos.
-
-        Definitions that are not the model's are the same in every photo of a head, and so are most of dlib's errors: n
-        photos say no more about them than one. Their variance grows with n, which is what a shared error that is
-        solved for would come to. dlib's errors also grow as the head turns away.
-        """
-        problem, root = entry.ready[0], float(np.sqrt(count))
-        own = dataclasses.replace(
-            problem, photometric_sigma=jnp.float32(_PHOTOMETRIC_SIGMA), photometric_cutoff=jnp.float32(_CUTOFF)
-        )
-        own = dataclasses.replace(own, shared_mm=own.shared_mm * root)  # zeros but for annotated points
-        if entry.face is None or not entry.face.noise.alike or count == 1:
-            return own
-        factor = root * (1.0 + abs(_yaw(face)) / _TURN_DEGREES)
-        return dataclasses.replace(own, sigma_px=own.sigma_px * factor)
 
     def _own(self, entry: _Entry) -> None:
         """The photo's own unknowns once more, now that identity is known, with the noise that one photo's points have.
@@ -653,6 +636,24 @@ class _Cost(NamedTuple):
 
     landmarks: float  # energy of landmarks, jaw and expression
     explained: float  # share of the visible skin
+
+
+def among(problem: Problem, face: FaceParameters, count: int, alike: bool) -> Problem:
+    """A photo's problem with the noise that it has among several photos.
+
+    Definitions of landmarks that are not the model's are the same in every photo of a head, and so are most of dlib's
+    errors (`alike`, see LandmarkNoise): n photos say no more about them than one. Their variance grows with n, which is
+    what a shared error that is solved for would come to. dlib's errors also grow as the head turns away.
+    """
+    root = float(np.sqrt(count))
+    factor = root * (1.0 + abs(_yaw(face)) / _TURN_DEGREES) if alike and count > 1 else 1.0
+    return dataclasses.replace(
+        problem,
+        shared_mm=problem.shared_mm * root,  # zeros but for annotated points
+        sigma_px=problem.sigma_px * factor,
+        photometric_sigma=jnp.float32(_PHOTOMETRIC_SIGMA),
+        photometric_cutoff=jnp.float32(_CUTOFF),
+    )
 
 
 class _Try(NamedTuple):

@@ -26,8 +26,8 @@ from scipy.ndimage import gaussian_filter
 
 from fitting.arrowhead import Member, solve_together
 from fitting.fit import Fit, Fitter
-from fitting.multi_image import JointFit
-from fitting.schedule import EVERYTHING, Problem, Stage, run_stage
+from fitting.multi_image import JointFit, among
+from fitting.schedule import EVERYTHING, Stage, run_stage
 from fitting.surface_samples import SolverModel, solver_model
 from fitting.texture_map import Source, View, blend_photos, photographed_colour
 from morphable.model import MorphableModel
@@ -308,19 +308,13 @@ def _neutral_residual(fitter: Fitter, joint: JointFit, scale: float):
     for k, fit in enumerate(joint.fits):
         problem, face, _ = fit.inside
         face = dataclasses.replace(face, identity=_padded(face.identity, count))
-        members.append(Member(dataclasses.replace(_shared_noise(problem, len(joint.fits)), model=wide), face, k))
+        # Points that are not annotated come from a detector, which errs alike in every photo.
+        noisy = among(problem, face, len(joint.fits), alike=not bool(jnp.any(problem.shared_mm)))
+        members.append(Member(dataclasses.replace(noisy, model=wide), face, k))
     free = tuple(name for name in EVERYTHING if name != "focal")  # known from the joint fit
     stage = Stage("residual", free, 12, level=1, samples=2048, tolerance=1e-3)
     found = np.asarray(solve_together(members, stage).faces[0].identity)
     return found[:own], extra @ found[own:]
-
-
-def _shared_noise(problem: Problem, count: int) -> Problem:
-    """The noise of one photo's landmarks among several, which all have the same error; see `fit_together`."""
-    root = float(np.sqrt(count))
-    if np.any(np.asarray(problem.shared_mm)):
-        return dataclasses.replace(problem, shared_mm=problem.shared_mm * root)
-    return dataclasses.replace(problem, sigma_px=problem.sigma_px * root)
 
 
 def _examples(
