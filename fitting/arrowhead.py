@@ -22,6 +22,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.linalg.blas import dsyrk  # pyright: ignore[reportAttributeAccessIssue]: not in its stubs
 from threadpoolctl import threadpool_limits
 
+from fitting.compilation import compiled
 from fitting.elimination import Eliminated, Model, complete, eliminate
 from fitting.parameters import FaceParameters, Layout, retract
 from fitting.schedule import PRIORS, Problem, Stage, StageRow, start_stage
@@ -335,12 +336,12 @@ def _alike(faces: Sequence[FaceParameters]) -> list[FaceParameters]:
     return [dataclasses.replace(face, identity=first.identity, albedo=first.albedo) for face in faces]
 
 
-@eqx.filter_jit
+@compiled
 def _start(problem: Problem, face: FaceParameters, row: StageRow):
     return start_stage(problem, face, row)
 
 
-@eqx.filter_jit
+@compiled
 def _linearise(
     problem: Problem,
     face: FaceParameters,

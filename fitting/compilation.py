@@ -1,10 +1,14 @@
-"""JAX's persistent compilation cache, on by default: the second run of a command starts in a fraction of the time."""
+"""How programs are compiled: quickly, and kept in JAX's persistent cache, so that a second run starts at once."""
 
+import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import equinox as eqx
 import jax
 
 log = logging.getLogger("facefit")
@@ -37,3 +41,35 @@ def enable_cache() -> None:
     # JAX's defaults skip programs that compile fast; together they are most of a command's start.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+# XLA's older code generator for CPUs. It compiles the fit in 0.6 of the time (10.8 s instead of 18.0 for the first fit)
+# to programs that take 1.15 times as long (122 ms instead of 107 for the next).
+_QUICK = {"xla_cpu_use_fusion_emitters": False}
+
+
+@functools.cache
+def _options() -> dict[str, Any] | None:
+    """What the large programs are compiled with; None where XLA does not know the option, or need not."""
+    if jax.default_backend() != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=_QUICK).lower(0.0).compile()
+    except Exception as error:  # a later XLA may have dropped it; each release raises its own type
+        log.debug("XLA refuses %s: %s", _QUICK, error)
+        return None
+    return _QUICK
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`equinox.filter_jit` for the large programs; options are looked up on the first call, as that starts JAX."""
+
+    @functools.cache
+    def program():
+        return eqx.filter_jit(function, compiler_options=_options())  # pyright: ignore[reportCallIssue], not in stubs
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return program()(*args, **kwargs)
+
+    return call

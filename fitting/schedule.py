@@ -10,6 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from fitting.compilation import compiled
 from fitting.energies import (
     BlockPrior,
     DistancePrior,
@@ -280,10 +281,10 @@ def prepare_stage(
     return problem.terms(row, weight), face
 
 
-stage_terms = eqx.filter_jit(prepare_stage)
+stage_terms = compiled(prepare_stage)
 
 
-@eqx.filter_jit
+@compiled
 def run_hypotheses(problem: Problem, face: FaceParameters, poses: jaxlie.SE3, rows: tuple[StageRow, ...]) -> Solution:
     """Stages without photo from several poses at once (stacked in `poses`); the best, which costs the least.
 
@@ -313,7 +314,7 @@ def run_hypotheses(problem: Problem, face: FaceParameters, poses: jaxlie.SE3, ro
     return jax.tree.map(lambda x: x[jnp.argmin(energy)], solutions)
 
 
-@eqx.filter_jit
+@compiled
 def _run_compiled(problem: Problem, face: FaceParameters, row: StageRow) -> Solution:
     """Compiled once per model and image size: the stage is data."""
     terms, face = prepare_stage(problem, face, row)
