@@ -148,7 +148,7 @@ def rig(
     """Fit several photos of one person together and write one riggable head.
 
     OUT receives head.glb (skeleton, 52 ARKit morph targets, colour and normal maps), neutral.obj, rig.npz and
-    parameters.npz (one row for each photo), rig.json (what became of each photo), cameras/ in seven conventions,
+    parameters.npz (one row for each photo), rig.json (what became of each photo), cameras/ in six conventions,
     sheet.png (every photo beside its fit) and turntable.png.
 
     Args:

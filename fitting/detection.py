@@ -443,8 +443,13 @@ def _neighbourhood(photo: Photo, region: _Region, face_px: int) -> _Neighbourhoo
 class _DlibModels:
     dlib: Any  # the module
     hog: Any
-    predictor: Any
     folder: Path
+
+    # Each file is read when it is needed: who gives landmarks of their own never loads the predictor, whose training
+    # data exclude commercial use.
+    @functools.cached_property
+    def predictor(self) -> Any:
+        return self.dlib.shape_predictor(str(_trained_file(self.folder, "shape_predictor_68_face_landmarks.dat")))
 
     @functools.cached_property
     def cnn(self) -> Any:
@@ -470,8 +475,7 @@ def _load_models(override: str | None) -> _DlibModels:
             f"'pip install dlib-bin', or give points with --landmarks FILE."
         ) from cause
     folder = dlib_model_folder(override)
-    predictor = _trained_file(folder, "shape_predictor_68_face_landmarks.dat")
-    return _DlibModels(dlib, dlib.get_frontal_face_detector(), dlib.shape_predictor(str(predictor)), folder)
+    return _DlibModels(dlib, dlib.get_frontal_face_detector(), folder)
 
 
 def dlib_model_folder(override: str | None = None) -> Path:

@@ -179,9 +179,7 @@ def fit_together(
 # Several photos separate shape from shading better than one, so their colours may count more; measured on rendered
 # heads, docs/rigs.md. A detector's landmarks are twice as far off in a head turned by so many degrees.
 _PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
-_CONTRADICTS = (
-    40.0  # energy by which landmarks may cost more with a known camera, beside what they cost with a free one
-)
+_CONTRADICTS = 40.0  # energy by which landmarks may cost more with a known camera than twice what a free one costs
 _OWN = ("expression", "pose", "light")  # what a photo does not share
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
@@ -544,7 +542,7 @@ class _Set:
         return found
 
     def _fitted(self, problem: Problem, first: FaceParameters, head: FaceParameters, log_focal: float):
-        """The head in a photo, by landmarks alone, from several poses: its pose and expression; None where it fails."""
+        """The head in a photo by landmarks alone: its pose, expression and light; None where that fails."""
         nearer = np.exp(log_focal - float(first.log_focal))
         place = first.pose.translation() * jnp.array([1.0, 1.0, nearer])
         start = dataclasses.replace(
@@ -695,10 +693,9 @@ class _Usual(NamedTuple):
 
 
 class _Spot(NamedTuple):
-    """Where a trusted photo has its face, and how its landmarks lie in the face's box."""
+    """Where a trusted photo has its face, and through which lens."""
 
     relative: Float[np.ndarray, "3"]  # middle and side of the face's box, in widths and heights of the photo
-    relation: Float[np.ndarray, "3"]  # from the box's middle to the landmarks', and their height, in sides of the box
     log_focal: float  # in longer sides of the photo
 
     def box_in(self, photo: Photo) -> Float[np.ndarray, "4"]:
@@ -708,14 +705,12 @@ class _Spot(NamedTuple):
 
 
 def _spot(entry: _Entry) -> _Spot:
-    assert entry.alone is not None and entry.face is not None
-    low, high = entry.alone.landmarks2d.min(axis=0), entry.alone.landmarks2d.max(axis=0)
+    assert entry.face is not None  # a trusted photo has one
     box = np.asarray(entry.face.box, float)
     middle, side = (box[:2] + box[2:]) / 2, float(np.sqrt(np.prod(box[2:] - box[:2])))
     height, width = entry.size
     relative = np.array([middle[0] / width, middle[1] / height, side / max(width, height)])
-    relation = np.array([*(((low + high) / 2 - middle) / side), (high[1] - low[1]) / side])
-    return _Spot(relative, relation, float(entry.ready[1].log_focal) - float(np.log(entry.unit_px)))
+    return _Spot(relative, float(entry.ready[1].log_focal) - float(np.log(entry.unit_px)))
 
 
 def _one_focal(faces: Sequence[FaceParameters], units: Sequence[float], groups: Sequence[int]) -> list[FaceParameters]:
