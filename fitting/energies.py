@@ -201,7 +201,7 @@ def relative_term(
     landmarks: PointBasis,
     points_px: Float[Array, "68 2"],
     pairs: Sequence[tuple[int, int]],
-    sigma_px: float | Float[Array, ""],
+    sigma_px: float | Float[Array, ""] | Float[Array, " pair"],
     centre: Float[Array, "2"],
 ) -> RelativeTerm:
     """The term of pairs of the 68 landmarks, such as LIDS or INNER_LIPS; pairs with NaN say nothing."""

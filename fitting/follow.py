@@ -21,6 +21,7 @@ from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, LandmarkNoise
 from fitting.energies import INNER_LIPS, LIDS, relative_term
 from fitting.fit import Fitter
 from fitting.key_frames import Identity, largest_face
+from fitting.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
 from fitting.photometric import NOMINAL_SAMPLES
@@ -78,19 +79,56 @@ class Seen(eqx.Module):
 
 # How far lids and lips are apart says more than where they are: detectors shift both together. Name, pairs, mm.
 _OPENINGS = {"lids": (LIDS, 0.8), "lips": (INNER_LIPS, 1.2)}
+_EYES = ((36, 39), (42, 45))  # corners of the right and the left eye, from left to right in the picture
+_LID_POINTS = ((37, 38, 40, 41), (43, 44, 46, 47))
+_OPEN_MM = 10.0  # between the lids of an open eye
+_DLIB_CLOSED = 0.75  # how far dlib's lids are apart where they are closed, in openings of the open eye, ...
+_LID_ERROR_MM = 4.0  # ... so that each lies about so far from where it should
 
 
-def _openings(problem: Problem, face: Face) -> dict[str, AbstractTerm]:
-    """Terms that follow blinks and speech."""
+def _openings(problem: Problem, face: Face, lids: LidOpening | None, overclosed: Float[np.ndarray, "2"]):
+    """Terms that follow blinks and speech; and the noise in px of all landmarks, since lids' points miss blinks.
+
+    `lids` is how far the eyes are open by their pixels, if that is known; else dlib's lids are taken as they are.
+    `overclosed` is how far a closed eye's upper points lie below the lower ones in the model, in openings.
+    """
     known = np.isfinite(np.asarray(problem.sigma_px))
     points = jnp.asarray(np.where(known[:, None], np.asarray(problem.points_px), np.nan))
     inner = np.asarray(problem.sigma_px)[INNER]
     # One deviation of sure landmarks is inner_mm, so this is a millimetre in the crop's pixels, or more if unsure.
     pixels = float(np.min(inner)) / LANDMARK_NOISE["dlib"].inner_mm if np.isfinite(inner).any() else 1.0
-    return {
-        name: relative_term(problem.model.landmarks, points, pairs, float(mm * pixels), problem.centre)
-        for name, (pairs, mm) in _OPENINGS.items()
+    share, noise = (np.ones(2), np.zeros(2)) if lids is None else (lids.share, lids.noise)
+    share, noise = np.where(np.isfinite(share), share, 1.0), np.where(np.isfinite(share), noise, 0.0)
+    # dlib's distance stands for an opening between _DLIB_CLOSED and 1; this makes it one between -overclosed and 1.
+    stretch = (share - (1 - share) * overclosed) / (_DLIB_CLOSED + (1 - _DLIB_CLOSED) * share)
+    sigma_mm = {name: np.full(len(pairs), mm) for name, (pairs, mm) in _OPENINGS.items()}
+    sigma_mm["lids"] = np.hypot(sigma_mm["lids"], np.repeat(_OPEN_MM * noise, 2))
+    terms: dict[str, AbstractTerm] = {
+        name: relative_term(
+            problem.model.landmarks, points, pairs, jnp.asarray(sigma_mm[name] * pixels, jnp.float32), problem.centre
+        )
+        for name, (pairs, _) in _OPENINGS.items()
     }
+    seen = jnp.asarray(np.repeat(stretch, 2)[:, None], jnp.float32)
+    terms["lids"] = eqx.tree_at(lambda term: term.difference_px, terms["lids"], replace_fn=lambda apart: apart * seen)
+    sigma_px = np.array(problem.sigma_px)
+    for eye, rows in enumerate(_LID_POINTS):
+        sigma_px[list(rows)] = np.hypot(sigma_px[list(rows)], _LID_ERROR_MM * pixels * (1 - share[eye]))
+    return terms, jnp.asarray(sigma_px)
+
+
+def _overclosed(model: SolverModel, names: tuple[str, ...]) -> Float[np.ndarray, "2"]:
+    """How far the lids' points of each eye pass each other at a whole blink, in openings of the open eye."""
+    out = np.zeros(2)
+    mean, modes = np.asarray(model.landmarks.mean), np.asarray(model.landmarks.modes)[..., model.identity_rank :]
+    for eye, unit in enumerate(("eyeBlinkRight", "eyeBlinkLeft")):
+        if unit not in names:
+            continue
+        upper, lower = (np.array(side) for side in zip(*LIDS[2 * eye : 2 * eye + 2], strict=True))
+        apart = mean[upper] - mean[lower]
+        moved = modes[upper, :, names.index(unit)] - modes[lower, :, names.index(unit)]
+        out[eye] = -1.0 - float(np.sum(moved * apart) / np.sum(apart**2))
+    return np.clip(out, 0.0, 0.5)
 
 
 _begun = eqx.filter_jit(lambda problem, face, row: start_stage(problem, face, row)[0])
@@ -120,11 +158,13 @@ class FrameFitter:
         }
         self._rows: dict[str, StageRow] = {}
         self.names = tuple(sorted((*OBSERVATIONS, *PRIORS, *_OPENINGS)))
+        self._overclosed = _overclosed(self.fitter.solver_model, tuple(fitter.model.expression_names))
 
-    def seen(self, photo: Photo, face: Face) -> tuple[Seen, Motion]:
+    def seen(self, photo: Photo, face: Face, lids: LidOpening | None = None) -> tuple[Seen, Motion]:
         """A frame's problem, not yet told which samples to believe, and the closed-form start."""
         problem, first, box = self.fitter.problem(photo, face, self.who.focal_px)
-        problem = dataclasses.replace(problem, extra=_openings(problem, face))
+        terms, sigma_px = _openings(problem, face, lids, self._overclosed)
+        problem = dataclasses.replace(problem, extra=terms, sigma_px=sigma_px)
         total = problem.model.skin.geometry.shape
         x0, y0, side = (float(v) for v in box[:3])
         zoom = self.fitter.settings.image_size / side
@@ -373,10 +413,21 @@ class FrameTracker:
 
     def _landmarks(self, motion: Motion) -> Float[np.ndarray, "68 2"]:
         """The model's points, in pixels from the picture's middle."""
+        camera = self._camera_landmarks(motion)
+        return self.frames.who.focal_px * camera[:, :2] / camera[:, 2:]
+
+    def _camera_landmarks(self, motion: Motion) -> Float[np.ndarray, "68 3"]:
         basis = self.frames.fitter.solver_model.landmarks
         head = np.asarray(basis.mean) + np.asarray(basis.modes) @ motion.expression[0]
-        camera = head @ motion.rotation[0].T + motion.place[0]
-        return self.frames.who.focal_px * camera[:, :2] / camera[:, 2:]
+        return head @ motion.rotation[0].T + motion.place[0]
+
+    def _eyes(self, photo: Photo, motion: Motion) -> list[EyeDark]:
+        """The dark of the right and the left eye; their corners are the model's, which do not shake as dlib's do."""
+        camera, pixels = self._camera_landmarks(motion), self._landmarks(motion)
+        pixels = pixels + np.array([photo.width / 2, photo.height / 2])
+        per_mm = self.frames.who.focal_px / motion.place[0, 2]
+        lengths = [float(np.linalg.norm(camera[b] - camera[a])) * per_mm for a, b in _EYES]
+        return [eye_dark(photo, pixels[list(eye)], n) for eye, n in zip(_EYES, lengths, strict=True)]
 
     def _predicted(self, rows: list[dict[str, Any]], time: float) -> Motion:
         """Constant velocity from the last two frames; expression, light and offset stay."""
@@ -421,10 +472,13 @@ class FrameTracker:
             "misfit": np.nan,
             "doubt": np.nan,
             "unlike": np.nan,
+            "eye_depth": np.full(2, np.nan),
+            "eye_thickness": np.full((2, len(LEVELS)), np.nan),
         }
         if found is None:
             return row
         motion, face, figures = found
+        eyes = self._eyes(frame.photo, motion)
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = motion.rotation[0], motion.place[0]
         return row | {
@@ -435,6 +489,8 @@ class FrameTracker:
             "offset": motion.offset[0],
             "landmarks": np.asarray(face.landmarks, float),
             "spread": face.spread,
+            "eye_depth": np.stack([eye.depth for eye in eyes]),
+            "eye_thickness": np.stack([eye.thickness for eye in eyes]),
             **figures,
         }
 

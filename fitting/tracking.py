@@ -24,6 +24,7 @@ from fitting.banded import chain_least_squares
 from fitting.fit import Fit, Fitter
 from fitting.follow import FollowSettings, FrameFitter, FrameTracker, Seen, face_of, single
 from fitting.key_frames import Identity, find_identity
+from fitting.lid_opening import EyeDark, lid_openings
 from fitting.motion import Steadiness, Track, model_provenance, steadiness
 from fitting.observation import Photo
 from fitting.output import OutputError, check_writable
@@ -36,7 +37,7 @@ from morphable.mesh import Mesh
 from morphable.model import MorphableModel, Provenance
 from renderer.render import render
 
-VERSION = 1  # of the shards; a folder of another one is not resumed
+VERSION = 2  # of the shards; a folder of another one is not resumed
 Row = dict[str, Any]
 Progress = Callable[[str, int, int | None], None]  # phase, frames done, of how many (None: not known)
 
@@ -259,6 +260,9 @@ def _refine_all(video, frames: FrameFitter, settings: TrackSettings, store: "Sto
         and rows[done]["segment"] == rows[done - 1]["segment"]
     ):
         anchor = _as_motion([store.rows("refined", last=1)[0]])
+    stack = lambda key: np.stack([np.asarray(row[key]) for row in rows])  # noqa: E731
+    # Of all rows, which are on disk by now: what an open eye looks like may be seen only later in the clip.
+    lids = lid_openings(EyeDark(stack("eye_depth"), stack("eye_thickness")), stack("time"), stack("segment"))
     waiting: list[Seen] = []
     motion: Motion | None = None
     try:
@@ -268,7 +272,8 @@ def _refine_all(video, frames: FrameFitter, settings: TrackSettings, store: "Sto
             row = rows[frame.index]
             if row["segment"] >= 0:
                 here = _as_motion([row])
-                seen = frames.believing(frames.seen(frame.photo, face_of(row, frame.photo))[0], here)
+                seen = frames.seen(frame.photo, face_of(row, frame.photo), lids[frame.index])[0]
+                seen = frames.believing(seen, here)
                 waiting.append(seen)
                 motion = here if motion is None else motion.then(_speeding(motion, here))
             following = rows[frame.index + 1] if frame.index + 1 < len(rows) else None
