@@ -21,6 +21,7 @@ from fitting.landmark_conventions import shared_errors
 from fitting.landmark_start import LandmarkFitError, pose_hypotheses, weak_perspective_pose
 from fitting.observation import Photo, crop
 from fitting.occlusion import DETECTOR_NOISE, Labels, OcclusionModel, occlusion_model
+from fitting.outline import OutlineModel, outline_model
 from fitting.parameters import FaceParameters, start_parameters
 from fitting.schedule import Problem, Stage, coarse_to_fine, run_hypotheses, run_segments, run_stage, stage_terms
 from fitting.solvers import Solution
@@ -170,6 +171,11 @@ class Fitter:
     def occlusion(self) -> OcclusionModel:
         """What looks for things in front of the face; made for the first plan that asks for it."""
         return occlusion_model(self.model, self.solver_model)
+
+    @functools.cached_property
+    def outlines(self) -> OutlineModel:
+        """What finds the head's outline in photos; made for the first set of photos."""
+        return outline_model(self.model)
 
     def fit(
         self,

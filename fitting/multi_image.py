@@ -20,6 +20,7 @@ import jaxlie
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.transform import Rotation
 
 from fitting.arrowhead import JointSolution, Member, World, solve_together
 from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, LandmarkNoise, face_descriptor, landmarks_at
@@ -96,6 +97,7 @@ def together() -> tuple[Stage, ...]:
         Stage("landmarks, together", SHAPE, 12, without=("photometric",), tolerance=1e-3),
         Stage("photos, coarse, together", EVERYTHING, 8, level=0, relight=True, tolerance=1e-3),
         Stage("photos, fine, together", EVERYTHING, 12, level=1, samples=2048, tolerance=1e-3),
+        Stage("photos, outlines anew, together", EVERYTHING, 12, level=1, samples=2048, tolerance=1e-3),
     )
 
 
@@ -114,6 +116,7 @@ class _Entry:
         self.zoom = 1.0  # pixels of the crop per pixel of the photo
         self.used, self.words, self.explained = False, "", 0.0
         self.placed = False  # among the others, once they had told whose head it is
+        self.moved = False  # since the trusted photos were solved together
         self.energies: dict[str, float] = {}
 
     @property
@@ -180,6 +183,11 @@ def fit_together(
 # heads, docs/rigs.md. A detector's landmarks are twice as far off in a head turned by so many degrees.
 _PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
 _CONTRADICTS = 40.0  # energy by which landmarks may cost more with a known camera than twice what a free one costs
+# A head is sought by its outline from these turns (degrees), twice from all, then twice from the most promising.
+_TURNS, _FINALISTS, _PROFILE_DEGREES = (-75, -50, -25, 0, 25, 50, 75), 3, 90.0
+_WIDE_MM, _CLOSE_MM, _SEEK_MM = (18.0, 12.0), (9.0, 7.0), 2.0  # how far to look, and how exact outlines then are
+_MEETS, _MEETS_WELL = 0.6, 0.75  # shares of the outline that tell a right place, and one beyond doubt
+_BETTER = 1.2  # how much better another place must be
 _OWN = ("expression", "pose", "light")  # what a photo does not share
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
@@ -225,17 +233,23 @@ class _Set:
         self.seconds["alone"] = time.perf_counter() - began
         began = time.perf_counter()
         trusted, solution = self._agreeing(trusted, doubtful)
+        for stage in self.stages[1:]:
+            solution = self._solve(trusted, stage)
+        head = trusted[0].ready[1]
         if doubtful:
-            self._place_all(trusted, doubtful)
+            self._place_all(head, trusted, doubtful)
         placed = [e for e in doubtful if e.placed]
+        if self.cameras is None:
+            placed += self._seek_all(head, trusted + placed, [e for e in doubtful if not e.placed])
         self.seconds["agree"] = time.perf_counter() - began
         began = time.perf_counter()
         used = sorted(trusted + placed, key=lambda e: e.digest)
         if self.cameras is not None:
             used = self._among_cameras(used)
             used = sorted(used + self._seen_by_cameras(doubtful, used), key=lambda e: e.digest)
-        for stage in self.stages:
-            solution = self._solve(used, stage)
+        if self.cameras is not None or any(e.moved for e in used):
+            for stage in self.stages:
+                solution = self._solve(used, stage)
         for entry in used:
             self._own(entry)
         self.seconds["together"] = time.perf_counter() - began
@@ -314,7 +328,7 @@ class _Set:
         faces = _one_focal([e.ready[1] for e in seen], [e.unit_px for e in seen], groups)
         members = [
             Member(
-                among(e.ready[0], f, len(seen), e.face is not None and e.face.noise.alike),
+                self._seen(e, f, stage, len(seen)),
                 dataclasses.replace(f, identity=common.identity, albedo=common.albedo),
                 g,
                 None if self.world is None or e.known is None else e.known.about(self.origin),
@@ -345,19 +359,27 @@ class _Set:
         self.tell(f"  {stage.name}: {len(seen)} photo(s), energy {energy:.1f} after {solution.steps} steps")
         return solution
 
+    def _seen(self, entry: _Entry, face: FaceParameters, stage: Stage, count: int) -> Problem:
+        """A photo's problem among `count`; a stage that looks at photos sees the head's outline as well."""
+        problem = among(entry.ready[0], face, count, entry.face is not None and entry.face.noise.alike)
+        outlines = self.fitter.outlines
+        found = outlines.outline(problem, face) if stage.photometric else None
+        return dataclasses.replace(problem, extra={"outline": outlines.term(problem, found)})
+
     def _own(self, entry: _Entry) -> None:
         """The photo's own unknowns once more, now that identity is known, with the noise that one photo's points have.
 
         Errors that photos share blur whose head it is. What the face does in this photo they do not.
         """
-        problem, face = entry.ready
-        last = self.stages[-1]
+        face, last = entry.ready[1], self.stages[-1]
         free = tuple(name for name in _OWN if name != "pose" or self.world is None)
         stage = dataclasses.replace(last, name="alone again", free=free, relight=False, steps=8)
-        solution = run_stage(problem, face, stage)
-        if bool(solution.finite):
-            entry.start = solution.face
-            entry.energies = solution.by_term(np.asarray(solution.energies))
+        problem = self._seen(entry, face, stage, 1)
+        camera = None if self.world is None or entry.known is None else entry.known.about(self.origin)
+        solution = solve_together([Member(problem, face, 0, camera)], stage, self.world)
+        if solution.finite:
+            entry.start = solution.faces[0]
+            entry.energies = dict(zip(solution.names, solution.energies[0].tolist(), strict=True))
 
     def _common(self, entries: Sequence[_Entry]) -> FaceParameters:
         """Identity and albedo to start from: the mean of the photos' own."""
@@ -457,13 +479,17 @@ class _Set:
         return seen
 
     def _seen_by_camera(self, entry: _Entry, head: FaceParameters) -> tuple[Problem, FaceParameters, float]:
-        """The photo around the head as its known camera sees it, without landmarks; the face there; the zoom."""
+        """The photo around the head as its known camera sees it; see `_blind`."""
         assert self.world is not None and entry.known is not None
-        photo = entry.source() if callable(entry.source) else entry.source
-        focal_px, centre_px = entry.known.focal_px, entry.known.centre_px
         pose = self.world.head_pose(entry.known.about(self.origin))
+        return self._blind(entry, head, pose, entry.known.focal_px, entry.known.centre_px)
+
+    def _blind(self, entry: _Entry, head: FaceParameters, pose: jaxlie.SE3, focal_px: float, centre_px=None):
+        """The photo around the head in a pose, without landmarks; the face there; pixels of the crop per pixel."""
+        photo = entry.source() if callable(entry.source) else entry.source
+        middle = np.array([photo.width / 2, photo.height / 2]) if centre_px is None else np.asarray(centre_px)
         focal = jnp.full(2, focal_px, jnp.float32)
-        lens = Pinhole(focal, jnp.asarray(centre_px, jnp.float32), pose, photo.height, photo.width)
+        lens = Pinhole(focal, jnp.asarray(middle, jnp.float32), pose, photo.height, photo.width)
         model = self.fitter.solver_model
         points = np.asarray(lens.project(model.landmarks.positions(head.identity, jnp.zeros_like(head.expression))))
         box = self.fitter.crop_box(points)
@@ -478,16 +504,12 @@ class _Set:
 
     # ------------------------------------------------------------------------- photos whose landmarks do not help
 
-    def _place_all(self, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
-        """Look in doubtful photos for the head that the others agree on."""
-        for stage in self.stages[1:]:
-            self._solve(trusted, stage)
-        last = self.stages[-1]
-        head = trusted[0].ready[1]
-        costs = [self._tried(*e.ready, last) for e in trusted]
+    def _place_all(self, head: FaceParameters, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
+        """Look in doubtful photos for the head that the others agree on, by what a detector says of them."""
+        usual = _Usual.of([self._tried(*e.ready, self.stages[-1]) for e in trusted])
         spots = [_spot(e) for e in trusted if e.face is not None]
         for entry in doubtful:
-            self._place(entry, head, _Usual.of(costs), spots)
+            self._place(entry, head, usual, spots)
 
     def _place(self, entry: _Entry, head: FaceParameters, usual: "_Usual", spots: Sequence["_Spot"]) -> None:
         """Believe the landmarks, of several boxes, with which the head fits the photo best, if it fits."""
@@ -529,7 +551,77 @@ class _Set:
             )
             return
         entry.problem, entry.start, entry.zoom, entry.face = best.problem, best.at, best.zoom, best.face
-        entry.placed, entry.words = True, "used, once the others had told whose head it is"
+        entry.placed = entry.moved = True
+        entry.words = "used, once the others had told whose head it is"
+
+    def _seek_all(self, head: FaceParameters, used: Sequence[_Entry], rest: Sequence[_Entry]) -> list[_Entry]:
+        """Look for the head by its outline: in the photos left out, and in used ones whose outline it does not meet.
+
+        Returns those of the first that show it. Of the others, those with a better place get it, without landmarks.
+        """
+        last = self.stages[-1]
+        if not last.photometric:
+            return []
+        costs = {e.index: self._tried(*e.ready, last) for e in used}
+        least = _EXPLAINS * float(np.median([c.explained for c in costs.values()]))
+        spots = [_spot(e) for e in used if e.face is not None]
+        found = []
+        for entry in rest:
+            best = self._sought(entry, head, spots)
+            if best is not None and best.meets >= _MEETS and best.explained >= least:
+                best.taken_by(entry)
+                found.append(entry)
+        for entry in used:
+            problem, face = entry.ready
+            outline = self.fitter.outlines.outline(problem, face)
+            if len(used) < 2 or not len(outline.share) or outline.meets >= _MEETS_WELL:
+                continue
+            best = self._sought(entry, head, spots)
+            here = outline.meets * costs[entry.index].explained
+            if best is None or best.meets < _MEETS or best.explained < least or best.score < _BETTER * here:
+                continue
+            if _between(face, best.at) > _ALIKE_DEGREES:
+                best.taken_by(entry)
+        return found
+
+    def _sought(self, entry: _Entry, head: FaceParameters, spots: Sequence["_Spot"]) -> "_Sought | None":
+        """The head in a photo by outline and colours alone, from upright poses with several turns; None if nowhere."""
+        photo = entry.source() if callable(entry.source) else entry.source
+        middle, size = _extent(entry.face) if entry.face is not None else _usual_extent(spots, photo)
+        focal_px = float(np.exp(np.median([s.log_focal for s in spots]))) * max(photo.width, photo.height)
+        focal_px = self._lens(entry)[0] or entry.focal_px or focal_px
+        depth = focal_px / (size * float(np.median([s.scale for s in spots])))
+        points = np.asarray(
+            self.fitter.solver_model.landmarks.positions(head.identity, jnp.zeros_like(head.expression))
+        )
+        tries = []
+        for turn in _TURNS:
+            rotation = np.diag([1.0, -1.0, -1.0]) @ Rotation.from_euler("y", -turn, degrees=True).as_matrix()
+            seen = points @ rotation[:2].T
+            ray = (middle - [photo.width / 2, photo.height / 2]) / focal_px * depth
+            place = np.r_[ray - (seen.max(axis=0) + seen.min(axis=0)) / 2, depth]
+            turned = jaxlie.SO3.from_matrix(jnp.asarray(rotation, jnp.float32))
+            pose = jaxlie.SE3.from_rotation_and_translation(turned, jnp.asarray(place, jnp.float32))
+            tries.append(self._closer(entry, head, pose, focal_px, _WIDE_MM))
+        found = [t for t in tries if t is not None and abs(_yaw(t.at)) <= _PROFILE_DEGREES]
+        best = sorted(found, key=lambda t: -t.score)[:_FINALISTS]
+        tries = [self._closer(entry, head, t.at.pose, focal_px, _CLOSE_MM) for t in best]
+        found = [t for t in tries if t is not None and abs(_yaw(t.at)) <= _PROFILE_DEGREES]
+        return max(found, key=lambda t: t.score, default=None)
+
+    def _closer(self, entry: _Entry, head: FaceParameters, pose: jaxlie.SE3, focal_px: float, reaches: Sequence[float]):
+        """The head drawn to where its outline ends in the photo, looked for farther first; None where that fails."""
+        problem, face, zoom = self._blind(entry, head, pose, focal_px)
+        problem, outlines = among(problem, face, 1, False), self.fitter.outlines
+        stage = Stage("seek", ("pose", "light"), 8, level=0, relight=True, tolerance=1e-2)
+        for reach in reaches:
+            term = outlines.term(problem, outlines.outline(problem, face, reach), _SEEK_MM)
+            solution = solve_together([Member(dataclasses.replace(problem, extra={"outline": term}), face, 0)], stage)
+            if not solution.finite:
+                return None
+            face = solution.faces[0]
+        explained = self._tried(problem, face, self.stages[-1]).explained
+        return _Sought(problem, face, zoom, outlines.outline(problem, face).meets, explained)
 
     def _faces_about(self, photo: Photo, box) -> list[Face]:
         """The detector's answers in a box and some beside it: wrong ones differ, right ones agree."""
@@ -680,6 +772,32 @@ def _yaw(face: FaceParameters) -> float:
     return float(np.degrees(np.arctan2(rotation[0, 2], -rotation[2, 2])))
 
 
+class _Sought(NamedTuple):
+    """The head where its outline and colours say that it is."""
+
+    problem: Problem  # without landmarks
+    at: FaceParameters
+    zoom: float
+    meets: float  # share of its outline
+    explained: float  # share of its skin
+
+    @property
+    def score(self) -> float:
+        """Of places in one photo, the right one has the highest."""
+        return self.meets * self.explained
+
+    def taken_by(self, entry: _Entry) -> None:
+        """Let a photo have the head there."""
+        entry.problem, entry.start, entry.zoom, entry.face = self.problem, self.at, self.zoom, None
+        entry.placed = entry.moved = True
+        entry.words = "used by the head's outline and colours, without landmarks"
+
+
+def _between(one: FaceParameters, other: FaceParameters) -> float:
+    """The angle between two heads' orientations, degrees."""
+    return float(np.degrees(np.linalg.norm((one.pose.rotation().inverse() @ other.pose.rotation()).log())))
+
+
 class _Usual(NamedTuple):
     """What is expected of a photo that joins trusted ones."""
 
@@ -693,10 +811,12 @@ class _Usual(NamedTuple):
 
 
 class _Spot(NamedTuple):
-    """Where a trusted photo has its face, and through which lens."""
+    """Where a trusted photo has its face, how large, and through which lens."""
 
     relative: Float[np.ndarray, "3"]  # middle and side of the face's box, in widths and heights of the photo
     log_focal: float  # in longer sides of the photo
+    height: float  # of the landmarks, in longer sides of the photo
+    scale: float  # pixels per mm at the head, for each pixel of that height
 
     def box_in(self, photo: Photo) -> Float[np.ndarray, "4"]:
         """The same place in another photo."""
@@ -710,7 +830,23 @@ def _spot(entry: _Entry) -> _Spot:
     middle, side = (box[:2] + box[2:]) / 2, float(np.sqrt(np.prod(box[2:] - box[:2])))
     height, width = entry.size
     relative = np.array([middle[0] / width, middle[1] / height, side / max(width, height)])
-    return _Spot(relative, float(entry.ready[1].log_focal) - float(np.log(entry.unit_px)))
+    face = entry.ready[1]
+    per_mm = float(np.exp(face.log_focal)) / entry.zoom / float(face.pose.translation()[2])
+    tall = _extent(entry.face)[1]
+    log_focal = float(face.log_focal) - float(np.log(entry.unit_px))
+    return _Spot(relative, log_focal, tall / max(width, height), per_mm / tall)
+
+
+def _extent(face: Face) -> tuple[Float[np.ndarray, "2"], float]:
+    """Middle and height of the landmarks: profiles are as high as other faces."""
+    low, high = np.nanmin(face.landmarks, axis=0), np.nanmax(face.landmarks, axis=0)
+    return (low + high) / 2, float(high[1] - low[1])
+
+
+def _usual_extent(spots: Sequence[_Spot], photo: Photo) -> tuple[Float[np.ndarray, "2"], float]:
+    """The same in a photo where no face was found: as in the others."""
+    box = np.median([s.box_in(photo) for s in spots], axis=0)
+    return (box[:2] + box[2:]) / 2, float(np.median([s.height for s in spots])) * max(photo.width, photo.height)
 
 
 def _one_focal(faces: Sequence[FaceParameters], units: Sequence[float], groups: Sequence[int]) -> list[FaceParameters]:
