@@ -261,14 +261,14 @@ def track(
     for name, value, unit in (("--focal-px", focal_px, "pixels"), ("--fps", fps, "frames per second, at least 1")):
         if value is not None and not (math.isfinite(value) and value >= (1 if name == "--fps" else 1e-9)):
             raise UsageError(f"{name}: got {value:g}, expected a positive number of {unit}.")
-    from fitting.video import describe_video
+    from fitting.clip.frames import describe_video
 
     clip = describe_video(video)
     try:
         import morphable
-        from fitting.track_files import write_track
-        from fitting.tracking import TrackSettings
-        from fitting.tracking import track as track_video
+        from fitting.clip.files import write_track
+        from fitting.clip.tracking import TrackSettings
+        from fitting.clip.tracking import track as track_video
 
         settings = TrackSettings(key_frames=key_frames)
         with _stage(console, "loading the model"):

@@ -33,14 +33,21 @@ def test_renderer_knows_meshes_not_faces():
         assert used <= {"morphable.mesh", "morphable.colour", "morphable.uv"}, f"{path} imports {used}"
 
 
+def test_photos_do_not_need_video():
+    for path in (ROOT / "fitting").glob("*.py"):
+        used = {n for n in _imported(path) if n.split(".")[:2] == ["fitting", "clip"]}
+        assert not used or path.name == "cli.py", f"{path} imports {used}"
+
+
 def test_packages_are_ours_and_import_without_heavy_libraries():
     script = (
         "import json, sys, morphable, renderer, fitting;"
+        "import fitting.clip.files, fitting.clip.synthetic, fitting.clip.tracking;"
         "print(json.dumps([sorted({m.split('.')[0] for m in sys.modules}),"
         "[p.__file__ for p in (morphable, renderer, fitting)]]))"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     modules, files = json.loads(out.stdout)
-    heavy = {"open3d", "dlib", "matplotlib", "trimesh", "pygltflib", "plotly", "IPython"}
+    heavy = {"av", "open3d", "dlib", "matplotlib", "trimesh", "pygltflib", "plotly", "IPython"}
     assert not heavy & set(modules)
     assert all(Path(f).is_relative_to(ROOT) for f in files)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from fitting.banded import Chain, Rows
+from fitting.clip.banded import Chain, Rows
 
 Matrices = Float[np.ndarray, "frame 3 3"]
 

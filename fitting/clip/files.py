@@ -15,13 +15,13 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from fitting.animation import animate, head_poses
+from fitting.clip.frames import read_frames
+from fitting.clip.motion import Track
 from fitting.export import write_head_glb
 from fitting.live_link import LIVE_LINK_UNITS, live_link_take, write_live_link_csv
 from fitting.mesoscopic import skin_normal_map
-from fitting.motion import Track
 from fitting.sequence import parameters, write_cameras, write_obj_sequence
 from fitting.texture_map import person_texture
-from fitting.video import read_frames
 from morphable.model import MorphableModel
 
 _PHOTOS = 16  # frames that colour the head at most; all are held at once, since a video is read in one go

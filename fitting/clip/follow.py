@@ -16,20 +16,20 @@ from jaxtyping import Array, Float
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from fitting.banded import Chain, chain_least_squares
+from fitting.clip.banded import Chain, chain_least_squares
+from fitting.clip.frames import Frame
+from fitting.clip.key_frames import Identity, largest_face
+from fitting.clip.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark
+from fitting.clip.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
 from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, LandmarkNoise, landmarks_at
 from fitting.energies import INNER_LIPS, LIDS, relative_term
 from fitting.fit import Fitter
-from fitting.key_frames import Identity, largest_face
-from fitting.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
 from fitting.photometric import NOMINAL_SAMPLES
 from fitting.schedule import OBSERVATIONS, PRIORS, Problem, Stage, StageRow, start_stage
-from fitting.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
 from fitting.surface_samples import PointBasis, SkinSamples, SolverModel
 from fitting.terms import AbstractTerm, linearise_all
-from fitting.video import Frame
 from morphable.landmarks import INNER
 
 # The box that dlib's HOG detector draws, seen from the head: around the projection of this point, this many mm wide.

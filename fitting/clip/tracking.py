@@ -20,19 +20,19 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 
 import morphable
-from fitting.banded import chain_least_squares
+from fitting.clip.banded import chain_least_squares
+from fitting.clip.follow import FollowSettings, FrameFitter, FrameTracker, Seen, face_of, single
+from fitting.clip.frames import ClipWriter, VideoError, describe_video, read_frames
+from fitting.clip.key_frames import Identity, find_identity
+from fitting.clip.lid_opening import EyeDark, lid_openings
+from fitting.clip.motion import Steadiness, Track, model_provenance, steadiness
+from fitting.clip.smoothing import Motion, MotionPrior, added, bounds, logarithm, motion_chain, moved
 from fitting.fit import Fit, Fitter
-from fitting.follow import FollowSettings, FrameFitter, FrameTracker, Seen, face_of, single
-from fitting.key_frames import Identity, find_identity
-from fitting.lid_opening import EyeDark, lid_openings
-from fitting.motion import Steadiness, Track, model_provenance, steadiness
 from fitting.observation import Photo
 from fitting.output import OutputError, check_writable
 from fitting.pictures import Picture, over, sheet_of
 from fitting.schedule import light_sigma
-from fitting.smoothing import Motion, MotionPrior, added, bounds, logarithm, motion_chain, moved
 from fitting.synthesis import solid
-from fitting.video import ClipWriter, VideoError, describe_video, read_frames
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel, Provenance
 from renderer.render import render

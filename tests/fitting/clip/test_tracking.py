@@ -9,21 +9,21 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-import fitting.track_files as track_files
-import fitting.tracking as tracking
+import fitting.clip.files as files
+import fitting.clip.tracking as tracking
 from fitting.cli import main
+from fitting.clip.exposure import likely_albedo
+from fitting.clip.files import frame_name, most_frontal, shown_frames, write_track
+from fitting.clip.frames import ClipWriter, read_frames
+from fitting.clip.key_frames import Candidate, Identity, choose
+from fitting.clip.motion import Track, TrackFormatError, leakage, offset_error, steadiness
+from fitting.clip.synthetic import synthesize_clip
+from fitting.clip.tracking import Store, TrackError, TrackSettings, track
 from fitting.detection import LANDMARK_NOISE, Face
-from fitting.exposure import likely_albedo
 from fitting.glb_reader import read_glb
-from fitting.key_frames import Candidate, Identity, choose
 from fitting.live_link import read_live_link_csv
-from fitting.motion import Track, TrackFormatError, leakage, offset_error, steadiness
 from fitting.sequence import read_opencv_cameras
 from fitting.synthesis import SynthesisError
-from fitting.synthetic_clip import synthesize_clip
-from fitting.track_files import frame_name, most_frontal, shown_frames, write_track
-from fitting.tracking import Store, TrackError, TrackSettings, track
-from fitting.video import ClipWriter, read_frames
 
 pytest.importorskip("av")
 
@@ -184,7 +184,7 @@ def test_what_is_lost_is_held(gappy):
 
 
 def test_files_of_a_track_read_back_as_the_track(gappy, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(track_files, "track_texture", lambda *_: np.full((64, 64, 3), 128, np.uint8))
+    monkeypatch.setattr(files, "track_texture", lambda *_: np.full((64, 64, 3), 128, np.uint8))
     assert write_track(tmp_path, "none.mp4", gappy, tiny, fps=25.0, obj_sequence=True) == ()
     shown, found = shown_frames(gappy), np.flatnonzero(~gappy.lost).tolist()
     read, reference = read_glb(tmp_path / "head.glb"), most_frontal(gappy)
@@ -220,9 +220,9 @@ def test_colours_come_from_key_frames_that_were_tracked(gappy, tiny, tmp_path, m
         used.append([round(float(p.pixels.mean()) / 20) for p in photos])
         return np.zeros((size, size, 3), np.uint8)
 
-    monkeypatch.setattr(track_files, "person_texture", blended)
+    monkeypatch.setattr(files, "person_texture", blended)
     for key_frames in ((9, 3, 6), (0,)):
-        track_files.track_texture(tmp_path / "clip.mp4", gappy, tiny, key_frames)
+        files.track_texture(tmp_path / "clip.mp4", gappy, tiny, key_frames)
     assert used == [[3, 9], [4]]
 
 
@@ -364,7 +364,7 @@ def test_the_command_stops_goes_on_and_writes_its_files(clip, known_identity, tm
         def stop(*_, **__):
             raise KeyboardInterrupt
 
-        stopped.setattr(track_files, "write_track", stop)
+        stopped.setattr(files, "write_track", stop)
         code, said = facefit(capsys, "track", path, "-o", out, "--no-pictures")
     assert code == 130 and "goes on from there" in said and "removed" not in said
     assert sorted(p.name for p in out.iterdir()) == ["track", "track.json", "track.npz"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from fitting.banded import Chain, bounded_step, chain_least_squares, solve_chain
+from fitting.clip.banded import Chain, bounded_step, chain_least_squares, solve_chain
 
 
 def random_chain(frames=5, n=4, seed=0):

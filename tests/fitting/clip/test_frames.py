@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from fitting.video import ClipWriter, VideoError, describe_video, read_frames
+from fitting.clip.frames import ClipWriter, VideoError, describe_video, read_frames
 
 av = pytest.importorskip("av")
 

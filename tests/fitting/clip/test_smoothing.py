@@ -5,8 +5,8 @@ import jaxlie
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from fitting.banded import Chain, chain_least_squares
-from fitting.smoothing import (
+from fitting.clip.banded import Chain, chain_least_squares
+from fitting.clip.smoothing import (
     Blocks,
     Motion,
     MotionPrior,

@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.ndimage import laplace
 
+from fitting.clip.exposure import likely_albedo
+from fitting.clip.frames import Frame, describe_video, read_frames
 from fitting.detection import DlibProvider, Face, NoFaceError, hog_faces
-from fitting.exposure import likely_albedo
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.multi_image import fit_together
 from fitting.observation import Photo
-from fitting.video import Frame, describe_video, read_frames
 
 _SAMPLES = 48  # candidates that are kept; twice as many are looked at, then every second is dropped
 _PER_SECOND = 8.0  # candidates looked at, at most

@@ -10,8 +10,8 @@ import jaxlie
 import numpy as np
 from jaxtyping import Float
 
+from fitting.clip.frames import ClipWriter
 from fitting.synthesis import SynthesisError, SynthesisSettings, draw_scene, expose, render_scene
-from fitting.video import ClipWriter
 from morphable.model import MorphableModel
 
 _TURN_DEG = np.array([6.0, 18.0, 4.0])  # nodding, shaking, tilting, to either side

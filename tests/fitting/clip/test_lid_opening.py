@@ -5,14 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-import fitting.tracking as tracking
-from fitting.follow import FollowSettings, FrameFitter, FrameTracker
-from fitting.key_frames import Identity
-from fitting.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark, lid_openings
+import fitting.clip.tracking as tracking
+from fitting.clip.follow import FollowSettings, FrameFitter, FrameTracker
+from fitting.clip.frames import Frame
+from fitting.clip.key_frames import Identity
+from fitting.clip.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark, lid_openings
+from fitting.clip.synthetic import synthesize_clip
+from fitting.clip.tracking import TrackSettings, track
 from fitting.observation import Photo
-from fitting.synthetic_clip import synthesize_clip
-from fitting.tracking import TrackSettings, track
-from fitting.video import Frame
 
 LENGTH = 48.0  # px of the drawn eye
 SKIN, WHITE, IRIS, LASHES = 180, 220, 40, 90
