@@ -183,11 +183,12 @@ def fit_together(
 # heads, docs/rigs.md. A detector's landmarks are twice as far off in a head turned by so many degrees.
 _PHOTOMETRIC_SIGMA, _CUTOFF, _TURN_DEGREES = 0.28, 0.07, 30.0
 _CONTRADICTS = 40.0  # energy by which landmarks may cost more with a known camera than twice what a free one costs
-# A head is sought by its outline from these turns (degrees), twice from all, then twice from the most promising.
+# A head is sought by its outline from these turns (degrees), twice from all, then thrice from the most promising.
 _TURNS, _FINALISTS, _PROFILE_DEGREES = (-75, -50, -25, 0, 25, 50, 75), 3, 90.0
-_WIDE_MM, _CLOSE_MM, _SEEK_MM = (18.0, 12.0), (9.0, 7.0), 2.0  # how far to look, and how exact outlines then are
-_MEETS, _MEETS_WELL = 0.6, 0.75  # shares of the outline that tell a right place, and one beyond doubt
-_BETTER = 1.2  # how much better another place must be
+_WIDE_MM, _CLOSE_MM, _SEEK_MM = (18.0, 12.0), (9.0, 7.0, 7.0), 2.0  # how far to look, and how exact outlines then are
+_MEETS, _MEETS_WELL = 0.7, 0.85  # shares of the outline that tell a right place, and one beyond doubt
+_SHOWS = 0.55  # of the share of skin that trusted photos explain, in a place told by the outline
+_BETTER = 1.1  # how much better another place must be
 _OWN = ("expression", "pose", "light")  # what a photo does not share
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
@@ -236,11 +237,10 @@ class _Set:
         for stage in self.stages[1:]:
             solution = self._solve(trusted, stage)
         head = trusted[0].ready[1]
-        if doubtful:
-            self._place_all(head, trusted, doubtful)
-        placed = [e for e in doubtful if e.placed]
         if self.cameras is None:
-            placed += self._seek_all(head, trusted + placed, [e for e in doubtful if not e.placed])
+            self._seek_all(head, trusted, doubtful)
+        self._place_all(head, trusted, [e for e in doubtful if not e.placed])
+        placed = [e for e in doubtful if e.placed]
         self.seconds["agree"] = time.perf_counter() - began
         began = time.perf_counter()
         used = sorted(trusted + placed, key=lambda e: e.digest)
@@ -506,6 +506,8 @@ class _Set:
 
     def _place_all(self, head: FaceParameters, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
         """Look in doubtful photos for the head that the others agree on, by what a detector says of them."""
+        if not doubtful:
+            return
         usual = _Usual.of([self._tried(*e.ready, self.stages[-1]) for e in trusted])
         spots = [_spot(e) for e in trusted if e.face is not None]
         for entry in doubtful:
@@ -554,35 +556,36 @@ class _Set:
         entry.placed = entry.moved = True
         entry.words = "used, once the others had told whose head it is"
 
-    def _seek_all(self, head: FaceParameters, used: Sequence[_Entry], rest: Sequence[_Entry]) -> list[_Entry]:
-        """Look for the head by its outline: in the photos left out, and in used ones whose outline it does not meet.
+    def _seek_all(self, head: FaceParameters, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
+        """Look for the head by its outline: in doubtful photos, and in trusted ones whose outline it does not meet.
 
-        Returns those of the first that show it. Of the others, those with a better place get it, without landmarks.
+        A place counts if enough of outline and skin are met there; landmarks of the photo are then forgotten.
         """
         last = self.stages[-1]
         if not last.photometric:
-            return []
-        costs = {e.index: self._tried(*e.ready, last) for e in used}
-        least = _EXPLAINS * float(np.median([c.explained for c in costs.values()]))
-        spots = [_spot(e) for e in used if e.face is not None]
-        found = []
-        for entry in rest:
+            return
+        explained = {e.index: self._tried(*e.ready, last).explained for e in trusted}
+        least = _SHOWS * float(np.median(list(explained.values())))
+        spots = [_spot(e) for e in trusted if e.face is not None]
+        for entry in doubtful:
             best = self._sought(entry, head, spots)
             if best is not None and best.meets >= _MEETS and best.explained >= least:
                 best.taken_by(entry)
-                found.append(entry)
-        for entry in used:
+        if len(trusted) < 2:
+            return
+        for entry in trusted:
             problem, face = entry.ready
             outline = self.fitter.outlines.outline(problem, face)
-            if len(used) < 2 or not len(outline.share) or outline.meets >= _MEETS_WELL:
+            if not len(outline.share) or outline.meets >= _MEETS_WELL:
                 continue
             best = self._sought(entry, head, spots)
-            here = outline.meets * costs[entry.index].explained
-            if best is None or best.meets < _MEETS or best.explained < least or best.score < _BETTER * here:
+            if best is None or best.meets < _MEETS or best.explained < least:
                 continue
-            if _between(face, best.at) > _ALIKE_DEGREES:
+            if (
+                best.score > _BETTER * outline.meets * explained[entry.index]
+                and _between(face, best.at) > _ALIKE_DEGREES
+            ):
                 best.taken_by(entry)
-        return found
 
     def _sought(self, entry: _Entry, head: FaceParameters, spots: Sequence["_Spot"]) -> "_Sought | None":
         """The head in a photo by outline and colours alone, from upright poses with several turns; None if nowhere."""

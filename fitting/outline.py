@@ -113,6 +113,7 @@ class OutlineModel:
         forward = np.asarray(face.pose.rotation().as_matrix(), float)[:, 2]
         turned = np.hypot(forward[0], forward[1]) > np.sin(np.radians(TURNED_DEG))
         keep = turned & (out @ forward[:2] > 0) & _ends_there(_head(problem, face), pixels, out)
+        keep = _thinned(np.flatnonzero(keep), POINTS)
         ends, share, pixels, out = np.stack([first, second], axis=1)[keep], share[keep], pixels[keep], out[keep]
         mm_per_px = float(face.pose.translation()[2]) / focal
         offset, unsure = _ends_of_head(
@@ -121,19 +122,14 @@ class OutlineModel:
         return Outline(ends, share, pixels, out, offset, unsure, mm_per_px)
 
     def term(self, problem: Problem, outline: Outline | None, sigma_mm: float = SIGMA_MM) -> OutlineTerm:
-        """The term that draws a face to where its head ends; one that says nothing without an outline.
-
-        Points beyond POINTS are thinned out.
-        """
+        """The term that draws a face to where its head ends; one that says nothing without an outline."""
         outline = _nowhere() if outline is None else outline
-        count = len(outline.share)
-        chosen = np.unique(np.linspace(0, count - 1, min(count, POINTS)).astype(int)) if count else np.zeros(0, int)
-        pixels, unsure = outline.pixels[chosen], outline.unsure_px[chosen]
+        pixels, unsure, normal = outline.pixels, outline.unsure_px, outline.normal
         near = np.linalg.norm(pixels[:, None] - pixels, axis=2) < 2 * _APART_PX
         crowd = np.maximum(near.sum(axis=1) / 2, 1.0)
         sigma = np.hypot(sigma_mm / outline.mm_per_px, unsure) * np.sqrt(crowd)
         sigma = np.where(unsure < _UNSURE_PX, sigma, np.inf)
-        (first, second), share = outline.ends[chosen].T, outline.share[chosen]
+        (first, second), share = outline.ends.T, outline.share
 
         def rows(values, fill: float = 0.0):
             padded = np.full((POINTS, *values.shape[1:]), fill, np.float32)
@@ -146,8 +142,8 @@ class OutlineModel:
 
         return OutlineTerm(
             PointBasis(mixed(self.mean), mixed(self.modes)),
-            rows(pixels + outline.offset_px[chosen, None] * outline.normal[chosen]),
-            rows(outline.normal[chosen]),
+            rows(pixels + outline.offset_px[:, None] * normal),
+            rows(normal),
             rows(sigma, np.inf),
             problem.centre,
         )
@@ -190,6 +186,11 @@ def _head(problem: Problem, face: FaceParameters) -> Bool[Array, "height width"]
     depth = vertices @ face.pose.rotation().as_matrix()[2] + face.pose.translation()[2]
     pixels = project(face, vertices, problem.centre)
     return rasterize(pixels, depth, problem.model.proxy_triangles, *problem.valid.shape) >= 0
+
+
+def _thinned(rows: Int[np.ndarray, " row"], count: int) -> Int[np.ndarray, " kept"]:
+    """At most `count` of the rows, evenly."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(int)]
 
 
 def _ends_there(
