@@ -22,6 +22,7 @@ from fitting.detection import Face
 from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
+from fitting.landmark_offsets import landmark_offsets
 from fitting.multi_image import JointFit, explained, fit_together
 from fitting.observation import read_photo
 from fitting.schedule import Stage, run_stage
@@ -118,8 +119,9 @@ class PhotoSets:
             joint = self._together([photos[k] for k in rest], [faces[k] for k in rest], [VIEWS[k] for k in rest])
             if joint is None:
                 continue
-            singles = [whole.alone[k] for k in rest]
-            heads = [(joint.identity, joint.albedo)] + [(f.identity, f.albedo) for f in singles if f is not None]
+            singles = [f for f in (whole.alone[k] for k in rest) if f is not None]
+            heads = [(joint.identity, joint.albedo, joint.landmark_offsets)]
+            heads += [(f.identity, f.albedo, landmark_offsets([f])) for f in singles]
             index = names.index(VIEWS[left])
             scores = [self._explains(*head, photos[left], faces[left], truth, index) for head in heads]
             points, shares = np.array(scores).T
@@ -135,9 +137,13 @@ class PhotoSets:
         )
         return dict(zip(keys, mean.tolist(), strict=True))
 
-    def _explains(self, identity, albedo, photo, face, truth, index) -> tuple[float, float]:
-        """Inner landmarks' error against the truth, per cent of the face's size; share of the skin explained."""
-        problem, first, box = self.fitter.problem(photo, face)
+    def _explains(self, identity, albedo, offsets, photo, face, truth, index) -> tuple[float, float]:
+        """Inner landmarks' error against the truth, per cent of the face's size; share of the skin explained.
+
+        Every head brings what its own photos tell of where this annotator places its landmarks.
+        """
+        fitter = self.fitter.with_offsets(offsets)
+        problem, first, box = fitter.problem(photo, face)
         start = dataclasses.replace(first, identity=jnp.asarray(identity), albedo=jnp.asarray(albedo))
         own = ("pose", "expression", "focal", "light")
         plan = (
@@ -147,7 +153,7 @@ class PhotoSets:
         )
         for stage in plan:
             start = run_stage(problem, start, stage).face
-        points = self.fitter.solver_model.landmarks.positions(start.identity, start.expression)
+        points = fitter.solver_model.landmarks.positions(start.identity, start.expression)
         camera = np.asarray(start.pose.apply(points))
         zoom = problem.valid.shape[0] / box[2]
         pixels = np.exp(float(start.log_focal)) * camera[:, :2] / camera[:, 2:] + np.asarray(problem.centre)

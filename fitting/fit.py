@@ -1,5 +1,6 @@
 """From a photo and its landmarks to a face: set up the problem, run the plan, report."""
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -176,6 +177,16 @@ class Fitter:
     def outlines(self) -> OutlineModel:
         """What finds the head's outline in photos; made for the first set of photos."""
         return outline_model(self.model)
+
+    def with_offsets(self, landmark_offsets: Float[np.ndarray, "68 3"]) -> "Fitter":
+        """A fitter that expects landmarks so far (mm, head axes) from the model's own: see `fitting.landmark_offsets`.
+
+        For further photos of a person whose landmarks came from the same detector or annotator.
+        """
+        other = copy.copy(self)
+        moved = self.solver_model.landmarks.mean + jnp.asarray(landmark_offsets, jnp.float32)
+        other.solver_model = eqx.tree_at(lambda m: m.landmarks.mean, self.solver_model, moved)
+        return other
 
     def fit(
         self,

@@ -8,6 +8,7 @@ stays only if they explain it.
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import time
@@ -26,6 +27,7 @@ from fitting.arrowhead import JointSolution, Member, World, solve_together
 from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, LandmarkNoise, face_descriptor, landmarks_at
 from fitting.fit import Fit, Fitter
 from fitting.known_cameras import Calibrated, CameraError, calibrated, origin_at_head, origin_back, start_world
+from fitting.landmark_offsets import landmark_offsets
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
@@ -80,6 +82,11 @@ class JointFit:
     def result(self) -> str:
         """As of the last joint stage."""
         return self.solution.result
+
+    @functools.cached_property
+    def landmark_offsets(self) -> Float[np.ndarray, "68 3"]:
+        """How far from the model's points the given landmarks lie on this person, mm: for `Fitter.with_offsets`."""
+        return landmark_offsets(self.fits)
 
     @property
     def identity_covariance(self) -> Float[np.ndarray, "identity identity"]:
