@@ -1,11 +1,13 @@
 """Whether personal correctives help: an expression that a rig has not seen, on `data/ict_dev`.
 
     python -m benchmarks.personal_rig --shared ../shared [--detections FILE] [--subjects s40 s43] [--json FILE]
+    python -m benchmarks.personal_rig --shared ../shared --neutral --kinds plain --offsets 1 2 4
 
 For each subject and each of its three expressions, a joint fit to the five neutral views and the other two expressions;
 then the held-out photo is fitted with the person held, once with the plain model and once with each kind of rig, by one
 plan. Scores are scaled median scan-to-mesh distances (core mask, mm) to the neutral and to the held-out expression's
-mesh. Landmarks are the truth's with 2 px of noise, or with `--detections` dlib's, kept in that file between runs.
+mesh. With `--neutral` a joint fit to the five neutral views, and the neutral's score alone. Landmarks are the truth's
+with 2 px of noise, or with `--detections` dlib's, kept in that file between runs.
 """
 
 import argparse
@@ -21,9 +23,10 @@ from fitting.detection import LANDMARK_NOISE, Face, NoFaceError, detect_faces
 from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
-from fitting.multi_image import fit_together
+from fitting.multi_image import JointFit, fit_together
 from fitting.observation import read_photo
-from fitting.personal_rig import PersonalRig, RigSettings, personal_rig
+from fitting.personal_rig import RigSettings, personal_rig
+from morphable import MorphableModel
 
 KINDS = {
     "plain": RigSettings(example=0.0),
@@ -31,6 +34,8 @@ KINDS = {
     "rest": RigSettings(rest=True, example=0.0),
     "rest+units": RigSettings(rest=True),
     "rest+residual": RigSettings(rest=True, example=0.0, residual=0.1),
+    "offsets": RigSettings(example=0.0, offsets=2.0),
+    "offsets+units": RigSettings(offsets=2.0),
 }
 
 
@@ -40,7 +45,12 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+")
     parser.add_argument("--detections", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--offsets", nargs="+", type=float, default=[], help="further kinds: deviations in mm")
+    parser.add_argument("--neutral", action="store_true", help="five neutral views, no held-out expression")
     options = parser.parse_args()
+    kinds = {name: KINDS[name] for name in dict.fromkeys(["plain", *options.kinds])}
+    kinds |= {f"offsets {s:g} mm": RigSettings(example=0.0, offsets=s) for s in options.offsets}
     fitter, rows = Fitter(morphable.load()), []
     known = {} if options.detections is None else _read(options.detections)
     for folder in sorted((options.shared / "data" / "ict_dev").iterdir()):
@@ -48,26 +58,32 @@ def main() -> None:
             continue
         truth = dict(np.load(folder / "gt.npz"))
         names = [str(n) for n in truth["names"]]
-        for held in (n for n in names if n.startswith("e")):
+        expressions = [n for n in names if n.startswith("e")]
+        for held in [None] if options.neutral else expressions:
             began = time.perf_counter()
-            views = [n for n in names if n != held]
+            views = [n for n in names if n not in (expressions if held is None else [held])]
             face = lambda view: _face(folder, truth, view, options.detections and known)  # noqa: B023, E731
-            last = face(held)
-            if last is None:
+            last = None if held is None else face(held)
+            if held is not None and last is None:
                 continue
             photos = [read_photo(folder / f"{v}.jpg") for v in views]
             joint = fit_together(fitter, photos, [face(v) for v in views], names=views, same_camera=True)
             row = {}
-            for kind, settings in KINDS.items():
+            for kind, settings in kinds.items():
                 rig = personal_rig(fitter, joint, settings=settings)
-                row[kind] = _scores(fitter, rig, folder, truth, held, last, float(joint.fits[0].camera.focal[0]))
-            rows.append(row)
-            texts = [f"{kind} {n:.3f} {e:.3f}" for kind, (n, e) in row.items()]
+                row[kind] = (_score(fitter.model, np.asarray(rig.neutral), folder, 0),)
+                if held is not None and last is not None:
+                    fit = rig.fit(Fitter(rig.model), read_photo(folder / f"{held}.jpg"), last, _focal(joint))
+                    expression = int(truth["verts_id"][names.index(held)])
+                    row[kind] += (_score(fitter.model, fit.vertices, folder, expression),)
+            rows.append((folder.name, row))
+            texts = [" ".join([kind, *(f"{x:.3f}" for x in scores)]) for kind, scores in row.items()]
             seconds = time.perf_counter() - began
-            print(folder.name, held, f"{len(joint.fits)} photos |", ", ".join(texts), f"| {seconds:.0f} s", flush=True)
+            words = f"{len(joint.fits)} photos | {', '.join(texts)} | {seconds:.0f} s"
+            print(folder.name, held or "neutral", words, flush=True)
     flat = figures(rows)
     for name, value in flat.items():
-        print(f"{name:40s} {value:8.3f}")
+        print(f"{name:50s} {value:8.3f}")
     if options.json:
         options.json.write_text(json.dumps(flat, indent=1) + "\n")
     if options.detections is not None:
@@ -102,28 +118,37 @@ def _face(folder: Path, truth, view: str, known: dict[str, np.ndarray] | None) -
     return Face((x0, y0, x1, y1), stored[2:70], "dlib-hog", 1.0, noise, spread=spread)
 
 
-def _scores(plain: Fitter, rig: PersonalRig, folder: Path, truth, held: str, face: Face, focal_px: float):
-    """Of the neutral and of the held-out expression, mm."""
-    fitter = Fitter(rig.model)
-    fit = rig.fit(fitter, read_photo(folder / f"{held}.jpg"), face, focal_px)
-    triangles, expression = mean_face(plain.model).triangles, int(truth["verts_id"][list(truth["names"]).index(held)])
-    out = []
-    for which, vertices in ((0, np.asarray(rig.neutral)), (expression, fit.vertices)):
-        marks = np.asarray(rig.model.landmarks(jnp.asarray(vertices)), float)
-        scan = read_scan(folder / "gt.npz", mask="face_mask_core", expression=which)
-        out.append(scan_to_mesh(scan, FaceMesh(vertices.astype(float), triangles, marks)).median)
-    return tuple(out)
+def _focal(joint: JointFit) -> float:
+    """Of the subject's camera, px."""
+    return float(joint.fits[0].camera.focal[0])
 
 
-def figures(rows: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
-    """Means over subjects and held-out expressions, and the share of those that a rig improves."""
+def _score(model: MorphableModel, vertices: np.ndarray, folder: Path, which: int) -> float:
+    """Distance of a mesh to one of the subject's scans (0 is the neutral), mm."""
+    marks = np.asarray(model.landmarks(jnp.asarray(vertices)), float)
+    scan = read_scan(folder / "gt.npz", mask="face_mask_core", expression=which)
+    return scan_to_mesh(scan, FaceMesh(vertices.astype(float), mean_face(model).triangles, marks)).median
+
+
+def figures(rows: list[tuple[str, dict[str, tuple[float, ...]]]]) -> dict[str, float]:
+    """Of the neutral and, where there is one, of the held-out expression: each kind's mean over rows, how far it is
+    below the plain model's, that difference's standard error over subjects, and how many rows are better."""
     out: dict[str, float] = {}
-    for kind in KINDS:
-        scores, plain = np.array([r[kind] for r in rows]), np.array([r["plain"] for r in rows])
-        name = kind.replace("+", "_")
-        out[f"rig_{name}_neutral_mm"], out[f"rig_{name}_held_out_mm"] = scores.mean(axis=0)
-        if kind != "plain":
-            out[f"rig_{name}_better_share"] = float((scores[:, 1] < plain[:, 1]).mean())
+    subjects = np.array([subject for subject, _ in rows])
+    for kind in rows[0][1]:
+        scores, plain = (np.array([row[k] for _, row in rows]) for k in (kind, "plain"))
+        for column, what in enumerate(("neutral", "held_out")[: scores.shape[1]]):
+            name = f"rig_{kind}_{what}".replace("+", "_").replace(" ", "_")
+            out[f"{name}_mm"] = scores[:, column].mean()
+            if kind == "plain":
+                continue
+            less = (plain - scores)[:, column]
+            out[f"{name}_less_mm"] = less.mean()
+            # A subject's rows have most photos in common.
+            own = [less[subjects == subject].mean() for subject in np.unique(subjects)]
+            if len(own) > 1:
+                out[f"{name}_less_error_mm"] = np.std(own, ddof=1) / np.sqrt(len(own))
+            out[f"{name}_better"] = np.sum(less > 0)
     return {name: float(value) for name, value in out.items()}
 
 

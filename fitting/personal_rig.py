@@ -6,6 +6,8 @@ joint fit (`fitting.multi_image`) and moves the model's neutral and its expressi
 - **rest** (off by default): what most photos show of an expression belongs to the face at rest, not to what it does;
 - **residual** (off by default): smooth displacements of the neutral outside of the identity space, the modes of the
   model's Gaussian process as further components of the same joint problem (Luethi et al. 2018);
+- **offsets** (off by default): the neutral's vertices moved along their normals, smooth by the Laplacian's energy
+  (Sorkine et al. 2004; Botsch & Sorkine 2008), likewise components of that problem;
 - **units**: what a photo with an expression shows beyond the model's is ascribed to the units that are at work in it
   (example-based facial rigging, Li, Weise & Pauly 2010), where they move the skin; the other units stay the model's.
 
@@ -27,14 +29,18 @@ from scipy.ndimage import gaussian_filter
 from fitting.arrowhead import Member, solve_together
 from fitting.fit import Fit, Fitter
 from fitting.multi_image import JointFit, among
-from fitting.schedule import EVERYTHING, Stage, run_stage
+from fitting.schedule import EVERYTHING, Problem, Stage, run_stage
 from fitting.surface_samples import SolverModel, solver_model
 from fitting.texture_map import Source, View, blend_photos, photographed_colour
+from morphable.laplacian import inner_vertices, laplacian_modes
+from morphable.mesh import vertex_normals
 from morphable.model import MorphableModel
 from renderer.fill import dilate
 from renderer.texture import sample_texture
 
 FORMAT, VERSION = "facefit-rig", 1
+
+OFFSET_MODES = 150  # they hold 97.3 % of the prior's variance on the face, the longest waves 19 cm, the shortest 31 mm
 
 _WRINKLE = 0.006  # of the map's side: finer changes of brightness are lost between vertices
 
@@ -48,6 +54,7 @@ class RigSettings:
     """How far photos may move a model away from itself. Measured in docs/personal_rig.md."""
 
     rest: bool = False  # whether what most photos show of an expression is the neutral's: not where most are smiles
+    offsets: float = 0.0  # deviation of the neutral's offsets, mm (root mean square over the face); 0 for none
     residual: float = 0.0  # deviations of the neutral's Gaussian process, in the model's own; 0 for none
     example: float = 0.3  # the same of one photo's displacement from the rig
     ridge: float = 0.5  # noise of what a photo shows, as a weight: below it units take little of what they show
@@ -206,9 +213,11 @@ def personal_rig(
     rest = resting(weights) if s.rest else np.zeros(weights.shape[1], np.float32)
     at_work = np.clip(weights - rest, 0.0, 1.0)
     identity, change = np.asarray(joint.identity), np.asarray(model.expression) @ rest
-    if s.residual > 0:
-        identity, residual = _neutral_residual(fitter, joint, s.residual)
-        change = change + residual
+    if s.residual > 0 or s.offsets > 0:
+        modes = [residual_modes(model, s.residual)] if s.residual > 0 else []
+        modes += [offset_modes(model, s.offsets)] if s.offsets > 0 else []
+        identity, beyond = _neutral_beyond(fitter, joint, np.concatenate(modes, axis=2))
+        change = change + beyond
     bare = eqx.tree_at(lambda m: m.shape.mean, model, model.mean + jnp.asarray(change))
     units = np.zeros(model.expression.shape, np.float32)
     if s.example > 0 and len(fits) > 1:
@@ -290,29 +299,45 @@ def residual_modes(model: MorphableModel, scale: float) -> Float[np.ndarray, "ve
     return out
 
 
-def _with_residual(model: MorphableModel, scale: float) -> tuple[SolverModel, Float[np.ndarray, "vertex 3 component"]]:
-    extra = residual_modes(model, scale)
-    modes = jnp.concatenate([model.shape.modes, jnp.asarray(extra)], axis=2)
-    return solver_model(eqx.tree_at(lambda m: m.shape.modes, model, modes)), extra
+def offset_modes(model: MorphableModel, deviation: float) -> Float[np.ndarray, "vertex 3 component"]:
+    """Offsets of the face's skin along the mean's normals, smooth by the Laplacian's energy, as components: mm.
+
+    At the border of the face, where it turns inwards at the lips, and on the lids, where lashes and eyes are, nothing
+    moves. `deviation` is the prior's, mm, as a root mean square over the face.
+    """
+    vertices, triangles = np.asarray(model.mean, float), np.asarray(model.triangles)
+    masks = {name: np.asarray(mask) for name, mask in model.masks.items()}
+    region = _skin(model) & (masks.get("face", np.ones(len(vertices))) > 0.5)
+    region &= masks.get("lids", np.zeros(len(vertices))) < 0.4
+    count = min(OFFSET_MODES, int(np.sum(inner_vertices(triangles, region))) - 1)
+    modes = deviation * laplacian_modes(vertices, triangles, region, count)
+    normals = np.asarray(vertex_normals(model.mean, model.triangles))
+    return (normals[:, :, None] * modes[:, None]).astype(np.float32)
+
+
+def _on(problem: Problem, model: SolverModel) -> Problem:
+    """A photo's problem on another model. Terms that a caller added hold the plain one's points, so they are left."""
+    return dataclasses.replace(problem, model=model, extra={})
 
 
 def _padded(identity, count: int) -> Float[Array, " component"]:
     return jnp.concatenate([jnp.asarray(identity), jnp.zeros(count)])
 
 
-def _neutral_residual(fitter: Fitter, joint: JointFit, scale: float):
-    """Identity and displacement (mm) of the neutral, the residual's modes further components of the joint fit."""
-    wide, extra = _with_residual(fitter.model, scale)
-    count, own = extra.shape[2], len(joint.identity)
+def _neutral_beyond(fitter: Fitter, joint: JointFit, extra: Float[np.ndarray, "vertex 3 component"]):
+    """Identity and displacement (mm) of the neutral, these modes further components of the joint fit."""
+    model, count, own = fitter.model, extra.shape[2], len(joint.identity)
+    modes = jnp.concatenate([model.shape.modes, jnp.asarray(extra)], axis=2)
+    wide = solver_model(eqx.tree_at(lambda m: m.shape.modes, model, modes))
     members = []
     for k, fit in enumerate(joint.fits):
         problem, face, _ = fit.inside
         face = dataclasses.replace(face, identity=_padded(face.identity, count))
         # Points that are not annotated come from a detector, which errs alike in every photo.
         noisy = among(problem, face, len(joint.fits), alike=not bool(jnp.any(problem.shared_mm)))
-        members.append(Member(dataclasses.replace(noisy, model=wide), face, k))
+        members.append(Member(_on(noisy, wide), face, k))
     free = tuple(name for name in EVERYTHING if name != "focal")  # known from the joint fit
-    stage = Stage("residual", free, 12, level=1, samples=2048, tolerance=1e-3)
+    stage = Stage("beyond the model", free, 12, level=1, samples=2048, tolerance=1e-3)
     found = np.asarray(solve_together(members, stage).faces[0].identity)
     return found[:own], extra @ found[own:]
 
@@ -332,7 +357,7 @@ def _examples(
     for fit, at_work in zip(joint.fits, weights, strict=True):
         problem, face, _ = fit.inside
         start = dataclasses.replace(face, identity=jnp.zeros(extra.shape[2]), expression=jnp.asarray(at_work))
-        found = run_stage(dataclasses.replace(problem, model=own), start, stage)
+        found = run_stage(_on(problem, own), start, stage)
         shown.append(extra @ np.asarray(found.face.identity) if bool(found.finite) else np.zeros(bare.mean.shape))
     return np.stack(shown).astype(np.float32)
 

@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tree_equal
 
 from fitting.arrowhead import JointSolution
+from fitting.detection import LandmarkNoise
+from fitting.energies import BlockPrior
 from fitting.fit import Fit, Fitter, Settings
+from fitting.landmark_start import weak_perspective_pose
 from fitting.multi_image import JointFit
 from fitting.personal_rig import (
     PersonalRig,
@@ -16,6 +20,7 @@ from fitting.personal_rig import (
     RigSettings,
     _moved,
     load_rig,
+    offset_modes,
     personal_rig,
     plain_rig,
     reach,
@@ -24,7 +29,11 @@ from fitting.personal_rig import (
     retarget,
     transferred,
 )
+from fitting.schedule import Stage
+from fitting.texture_map import model_texture
 from morphable.colour import linear_to_srgb
+from morphable.laplacian import cotangent_laplacian
+from morphable.mesh import vertex_normals
 
 
 def person(model, seed: int) -> PersonalRig:
@@ -164,6 +173,102 @@ def test_residual_components_move_one_axis_each(tiny):
     assert modes.shape == (len(tiny.mean), 3, 9)
     assert np.allclose(modes[:, 1, 1::3], 0.5 * np.asarray(tiny.residual))
     assert np.all(modes[:, 0, 1::3] == 0)
+
+
+# -------------------------------------------------------------------------------------- a neutral beyond the model
+
+
+def test_offsets_move_the_inner_face_along_its_normals(tiny):
+    modes = offset_modes(tiny, 0.5)
+    normals = np.asarray(vertex_normals(tiny.mean, tiny.triangles))
+    along = np.einsum("vck,vc->vk", modes, normals)
+    assert np.allclose(modes, along[:, None] * normals[:, :, None], atol=1e-5)
+    row, column = np.divmod(np.arange(len(tiny.mean)), 13)
+    rim = (row % 12 == 0) | (column % 12 == 0)
+    assert np.all(modes[rim] == 0)
+    mass = cotangent_laplacian(np.asarray(tiny.mean), np.asarray(tiny.triangles)).mass * ~rim
+    assert np.isclose(mass @ (along**2).sum(axis=1) / mass.sum(), 0.5**2)
+
+
+def test_offsets_leave_what_stands_before_and_behind_the_skin(tiny):
+    """Where the skin is lids, where it turns inwards, and on other parts there is nothing to be offset."""
+    row, column = np.divmod(np.arange(len(tiny.mean)), 13)
+    lids, inside, eye = (row < 4) & (column < 5), (row > 8) & (column > 8), (row < 4) & (column > 8)
+    model = dataclasses.replace(
+        tiny,
+        masks={"face": jnp.asarray(1.0 - inside), "lids": jnp.asarray(lids, jnp.float32)},
+        part_names=("skin", "eye"),
+        part_of_vertex=jnp.asarray(eye, jnp.int32),
+    )
+    still = np.abs(offset_modes(model, 1.0)).max(axis=(1, 2)) == 0
+    assert np.all(still[lids | inside | eye])
+    assert not np.any(still[(row > 4) & (row < 8) & (column > 0) & (column < 12)])
+
+
+VIEWS = (-35.0, 0.0, 35.0)
+
+
+@pytest.fixture(scope="module")
+def swollen(tiny) -> tuple[np.ndarray, JointFit]:
+    """A head with one cheek 8 mm thicker than the identity space knows, and a joint fit that does not know it.
+
+    Exact points, photos without noise; the joint fit starts at the mean. As where a caller added a term, one is there.
+    """
+    import test_texture_map as painting
+
+    fitter, size = Fitter(tiny, Settings(skin_blocks=1)), 128
+    mean, normals = np.asarray(tiny.mean), np.asarray(vertex_normals(tiny.mean, tiny.triangles))
+    apart = np.linalg.norm(mean - [30.0, -20.0, mean[:, 2].max() - 40], axis=1)
+    truth = mean + 8 * np.exp(-((apart / 30) ** 2))[:, None] * normals * (apart < 60)[:, None]
+    head = eqx.tree_at(lambda m: m.shape.mean, tiny, jnp.asarray(truth, jnp.float32))
+    fits = []
+    for yaw in VIEWS:
+        shown = painting.make_fit(head, yaw=yaw)
+        photo = painting.photograph(shown, model_texture(tiny, shown.albedo, size) / 255)
+        points = np.asarray(shown.camera.project(head.landmarks(head.mean)))
+        start = weak_perspective_pose(np.asarray(fitter.solver_model.landmarks.mean), points)
+        box = np.array([0.0, 16.0, 128.0, 128.0])
+        noise = LandmarkNoise(inner_mm=0.2, jaw_mm=0.5)
+        problem, first = fitter.framed(photo, box, start, points, noise, focal_px=420.0)
+        face = dataclasses.replace(first, pose=shown.camera.pose, light=jnp.asarray(shown.light))
+        problem = dataclasses.replace(problem, extra={"mine": BlockPrior("identity", jnp.zeros(6), jnp.ones(6))})
+        last = Stage("last", ("identity",), 1)
+        fits.append(dataclasses.replace(shown, model=tiny, problem=problem, parameters=face, stage=last))
+    joint = JointFit(tuple(fits), (0, 1, 2), (), (), object.__new__(JointSolution), [], {})
+    return truth, joint
+
+
+def test_offsets_recover_what_no_identity_has(tiny, swollen):
+    """Nearer to the truth than the best head of the identity space is, be it chosen with the truth known."""
+    truth, joint = swollen
+    fitter = Fitter(tiny, Settings(skin_blocks=1))
+    rig = personal_rig(fitter, joint, settings=RigSettings(example=0.0, offsets=2.0))
+    best = tiny.neutral(tiny.shape.project(jnp.asarray(truth, jnp.float32)))
+    error = lambda v: np.sqrt(np.mean((np.asarray(v) - truth) ** 2))  # noqa: E731
+    assert error(rig.neutral) < 0.5 * error(best)
+    assert jnp.allclose(rig.neutral, tiny.neutral(rig.identity) + rig.neutral_change, atol=1e-4)
+
+
+def test_no_deviation_is_the_plain_rig(tiny, swollen):
+    _, joint = swollen
+    fitter = Fitter(tiny, Settings(skin_blocks=1))
+    none = personal_rig(fitter, joint, settings=RigSettings(example=0.0, offsets=0.0))
+    assert tree_equal(none, plain_rig(tiny, joint.identity, joint.albedo))
+
+
+def test_offsets_and_residual_go_together(tiny, swollen, monkeypatch):
+    """Both are components of one problem, and the change is the sum of what each explains."""
+    _, joint = swollen
+    # As many components as with offsets alone: the same compiled program.
+    monkeypatch.setattr("fitting.personal_rig.OFFSET_MODES", offset_modes(tiny, 1.0).shape[2] - 9)
+    modes = np.concatenate([residual_modes(tiny, 0.1), offset_modes(tiny, 2.0)], axis=2)
+    found = personal_rig(
+        Fitter(tiny, Settings(skin_blocks=1)), joint, settings=RigSettings(example=0.0, residual=0.1, offsets=2.0)
+    ).neutral_change
+    flat, change = modes.reshape(-1, modes.shape[2]), np.asarray(found).ravel()
+    assert np.allclose(flat @ np.linalg.lstsq(flat, change)[0], change, atol=1e-4)
+    rim = np.all(modes[:, :, 9:] == 0, axis=(1, 2))
+    assert np.abs(np.asarray(found)[rim]).max() > 0  # where offsets are none the residual is at work
 
 
 # ------------------------------------------------------------------------------------------------------ retargeting
