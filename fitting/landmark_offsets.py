@@ -22,11 +22,11 @@ def landmark_offsets(fits: Sequence[Fit], offset_mm: float = OFFSET_MM) -> Float
     """How far from the model's points the given ones of a person's fits lie on the head: mm, in head axes.
 
     The most probable offsets for a Gaussian prior of deviation `offset_mm` and each photo's own noise, point by point.
-    Zero for the jaw, whose points slide, and for points that no photo shows.
+    Zero for the jaw, whose points slide, and for points that no photo shows; fits without their problem say nothing.
     """
     precision = np.tile(np.eye(3) / offset_mm**2, (68, 1, 1))
     weighted = np.zeros((68, 3))
-    for fit in fits:
+    for fit in (f for f in fits if f.problem is not None):
         problem, face, _ = fit.inside
         rotation = np.asarray(face.pose.rotation().as_matrix(), float)
         points = np.asarray(problem.model.landmarks.positions(face.identity, face.expression), float)

@@ -369,9 +369,9 @@ class _Set:
     def _seen(self, entry: _Entry, face: FaceParameters, stage: Stage, count: int) -> Problem:
         """A photo's problem among `count`; a stage that looks at photos sees the head's outline as well."""
         problem = among(entry.ready[0], face, count, entry.face is not None and entry.face.noise.alike)
-        outlines = self.fitter.outlines
-        found = outlines.outline(problem, face) if stage.photometric else None
-        return dataclasses.replace(problem, extra={"outline": outlines.term(problem, found)})
+        if stage.photometric:
+            return self.fitter.outlines.seen_in(problem, face)
+        return dataclasses.replace(problem, extra={"outline": self.fitter.outlines.term(problem, None)})
 
     def _own(self, entry: _Entry) -> None:
         """The photo's own unknowns once more, now that identity is known, with the noise that one photo's points have.

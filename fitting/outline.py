@@ -148,6 +148,10 @@ class OutlineModel:
             problem.centre,
         )
 
+    def seen_in(self, problem: Problem, face: FaceParameters) -> Problem:
+        """The problem with the term "outline" for where the head ends about a face."""
+        return dataclasses.replace(problem, extra={"outline": self.term(problem, self.outline(problem, face))})
+
     def _in_camera(self, face: FaceParameters) -> tuple[Float[np.ndarray, "vertex 3"], Float[np.ndarray, "vertex 3"]]:
         """Vertices and unit normals."""
         weights = np.concatenate([np.asarray(face.identity), np.asarray(face.expression)])
@@ -238,11 +242,12 @@ def _ends_of_head(
     for _ in range(_ROUNDS):
         relative = along[None] - shift[:, None]
 
-        def likelihood(low: float, high: float, relative=relative):
-            mean, covariance = _gathered(colour, known & (relative >= low) & (relative <= high), neighbours)
-            return _log_density(colour[:, here], mean, covariance)
-
-        odds = likelihood(-2 * width, -0.4 * width) - likelihood(0.4 * width, 2 * width)
+        band = lambda low, high, r=relative: _gathered(colour, known & (r >= low) & (r <= high), neighbours)  # noqa: E731
+        (inner, spread_in), (outer, spread_out) = band(-2 * width, -0.4 * width), band(0.4 * width, 2 * width)
+        # Blurred pixels of the border are of neither colour, and all would fall to the wider of two unequal Gaussians.
+        common = 0.5 * (spread_in + spread_out)
+        inside = _log_density(colour[:, here], inner, 0.5 * (spread_in + common))
+        odds = inside - _log_density(colour[:, here], outer, 0.5 * (spread_out + common))
         odds = np.clip(odds, -_EVIDENCE, _EVIDENCE) * known[:, here]
         odds = odds * np.exp(-0.5 * (relative[:, here] / (1.5 * width)) ** 2)
         # All before the end is inside, all after it outside.

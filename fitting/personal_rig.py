@@ -29,6 +29,7 @@ from scipy.ndimage import gaussian_filter
 from fitting.arrowhead import Member, solve_together
 from fitting.fit import Fit, Fitter
 from fitting.multi_image import JointFit, among
+from fitting.outline import outline_model
 from fitting.schedule import EVERYTHING, Problem, Stage, run_stage
 from fitting.surface_samples import SolverModel, solver_model
 from fitting.texture_map import Source, View, blend_photos, photographed_colour
@@ -38,7 +39,7 @@ from morphable.model import MorphableModel
 from renderer.fill import dilate
 from renderer.texture import sample_texture
 
-FORMAT, VERSION = "facefit-rig", 1
+FORMAT, VERSION = "facefit-person", 2
 
 OFFSET_MODES = 150  # they hold 97.3 % of the prior's variance on the face, the longest waves 19 cm, the shortest 31 mm
 
@@ -72,6 +73,7 @@ class PersonalRig(eqx.Module):
     rest: Float[Array, " unit"]  # plain expression weights of the person's neutral
     neutral_change: Float[Array, "vertex 3"]  # what was added to the plain model's mean, mm ...
     unit_change: Float[Array, "vertex 3 unit"]  # ... and to its units, mm at weight 1
+    landmark_offsets: Float[Array, "68 3"]  # from the model's landmarks to where this person's were given, mm
     colour: Float[Array, "vertex 3"]  # of the skin at rest, linear RGB
     shading: Float[Array, "vertex unit"]  # logarithm of the albedo's change at weight 1, as of wrinkles
 
@@ -90,6 +92,10 @@ class PersonalRig(eqx.Module):
         """This rig's weights for weights of the plain model fitted to the same person: those beyond the rest's."""
         return jnp.clip(expression - self.rest, 0.0, 1.0)
 
+    def landmarks(self, expression: Float[Array, " unit"]) -> Float[Array, "68 3"]:
+        """Where the detector or annotator of the rig's photos would place iBUG-68, mm."""
+        return self.model.landmarks(self.model.vertices(self.identity, expression)) + self.landmark_offsets
+
     def applied_to(self, fit: Fit) -> Fit:
         """A fit of the plain model to a photo of this person as one of the rig: what exporters and pictures read."""
         return dataclasses.replace(
@@ -102,11 +108,13 @@ class PersonalRig(eqx.Module):
             parameters=None,
         )
 
-    def fit(self, fitter: Fitter, photo, face, focal_px: float | None = None) -> Fit:
+    def fit(self, fitter: Fitter, photo, face, focal_px: float | None = None, *, same_source: bool = True) -> Fit:
         """Another photo of this person: pose, expression and light, the person held.
 
-        `fitter` is one for `rig.model`. The plan is `moving()`.
+        `fitter` is one for `rig.model`. The plan is `moving()`. With `same_source` the landmarks are believed to be off
+        as in the rig's photos: those of the same detector or annotator.
         """
+        fitter = fitter.with_offsets(np.asarray(self.landmark_offsets)) if same_source else fitter
         problem, first, _ = fitter.problem(photo, face, focal_px)
         del problem
         start = dataclasses.replace(first, identity=self.identity, albedo=self.albedo)
@@ -121,7 +129,7 @@ class PersonalRig(eqx.Module):
         np.savez_compressed(path, allow_pickle=False, manifest=np.array(json.dumps(manifest)), **arrays)
 
 
-_STORED = ("identity", "albedo", "rest", "neutral_change", "unit_change", "colour", "shading")
+_STORED = ("identity", "albedo", "rest", "neutral_change", "unit_change", "landmark_offsets", "colour", "shading")
 
 
 def plain_rig(
@@ -135,6 +143,7 @@ def plain_rig(
         rest=jnp.zeros(len(model.expression_names)),
         neutral_change=jnp.zeros_like(model.mean),
         unit_change=jnp.zeros_like(model.expression),
+        landmark_offsets=jnp.zeros((68, 3)),
         colour=model.albedo_linear(jnp.asarray(albedo)),
         shading=jnp.zeros((len(model.mean), len(model.expression_names))),
     )
@@ -230,6 +239,7 @@ def personal_rig(
         rest=jnp.asarray(rest),
         neutral_change=jnp.asarray(change),
         unit_change=jnp.asarray(units),
+        landmark_offsets=jnp.asarray(joint.landmark_offsets),
     )
     if photos is None:
         return rig
@@ -328,14 +338,14 @@ def _neutral_beyond(fitter: Fitter, joint: JointFit, extra: Float[np.ndarray, "v
     """Identity and displacement (mm) of the neutral, these modes further components of the joint fit."""
     model, count, own = fitter.model, extra.shape[2], len(joint.identity)
     modes = jnp.concatenate([model.shape.modes, jnp.asarray(extra)], axis=2)
-    wide = solver_model(eqx.tree_at(lambda m: m.shape.modes, model, modes))
-    members = []
+    model = eqx.tree_at(lambda m: m.shape.modes, model, modes)
+    wide, outlines, members = solver_model(model), outline_model(model), []
     for k, fit in enumerate(joint.fits):
         problem, face, _ = fit.inside
         face = dataclasses.replace(face, identity=_padded(face.identity, count))
         # Points that are not annotated come from a detector, which errs alike in every photo.
         noisy = among(problem, face, len(joint.fits), alike=not bool(jnp.any(problem.shared_mm)))
-        members.append(Member(_on(noisy, wide), face, k))
+        members.append(Member(outlines.seen_in(_on(noisy, wide), face), face, k))
     free = tuple(name for name in EVERYTHING if name != "focal")  # known from the joint fit
     stage = Stage("beyond the model", free, 12, level=1, samples=2048, tolerance=1e-3)
     found = np.asarray(solve_together(members, stage).faces[0].identity)
