@@ -244,9 +244,9 @@ class _Set:
         for stage in self.stages[1:]:
             solution = self._solve(trusted, stage)
         head = trusted[0].ready[1]
+        self._place_all(head, trusted, doubtful)
         if self.cameras is None:
             self._seek_all(head, trusted, doubtful)
-        self._place_all(head, trusted, [e for e in doubtful if not e.placed])
         placed = [e for e in doubtful if e.placed]
         self.seconds["agree"] = time.perf_counter() - began
         began = time.perf_counter()
@@ -564,34 +564,27 @@ class _Set:
         entry.words = "used, once the others had told whose head it is"
 
     def _seek_all(self, head: FaceParameters, trusted: Sequence[_Entry], doubtful: Sequence[_Entry]) -> None:
-        """Look for the head by its outline: in doubtful photos, and in trusted ones whose outline it does not meet.
+        """Look for the head by its outline: in photos not placed yet, and in those whose outline it does not meet.
 
-        A place counts if enough of outline and skin are met there; landmarks of the photo are then forgotten.
+        A place counts if enough of outline and skin are met there, and more than where landmarks have put the head. The
+        landmarks of the photo are then forgotten.
         """
         last = self.stages[-1]
         if not last.photometric:
             return
-        explained = {e.index: self._tried(*e.ready, last).explained for e in trusted}
-        least = _SHOWS * float(np.median(list(explained.values())))
+        least = _SHOWS * float(np.median([self._tried(*e.ready, last).explained for e in trusted]))
         spots = [_spot(e) for e in trusted if e.face is not None]
-        for entry in doubtful:
+        for entry in [*trusted, *doubtful] if len(trusted) + len(doubtful) > 1 else []:
+            here = 0.0
+            if entry in trusted or entry.placed:
+                outline = self.fitter.outlines.outline(*entry.ready)
+                if not len(outline.share) or outline.meets >= _MEETS_WELL:
+                    continue  # seen from the front, or beyond doubt
+                here = outline.meets * self._tried(*entry.ready, last).explained
             best = self._sought(entry, head, spots)
-            if best is not None and best.meets >= _MEETS and best.explained >= least:
-                best.taken_by(entry)
-        if len(trusted) < 2:
-            return
-        for entry in trusted:
-            problem, face = entry.ready
-            outline = self.fitter.outlines.outline(problem, face)
-            if not len(outline.share) or outline.meets >= _MEETS_WELL:
+            if best is None or best.meets < _MEETS or best.explained < least or best.score < _BETTER * here:
                 continue
-            best = self._sought(entry, head, spots)
-            if best is None or best.meets < _MEETS or best.explained < least:
-                continue
-            if (
-                best.score > _BETTER * outline.meets * explained[entry.index]
-                and _between(face, best.at) > _ALIKE_DEGREES
-            ):
+            if here == 0.0 or _between(entry.ready[1], best.at) > _ALIKE_DEGREES:
                 best.taken_by(entry)
 
     def _sought(self, entry: _Entry, head: FaceParameters, spots: Sequence["_Spot"]) -> "_Sought | None":

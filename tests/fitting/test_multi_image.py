@@ -27,12 +27,17 @@ class Person:
 
 
 @pytest.fixture(scope="module")
-def person(head) -> Person:
+def shown(head):
     settings = dataclasses.replace(SynthesisSettings.clean(), size=320, yaw=35.0, lens_mm=(60.0, 60.0))
     who, shown = None, []
     for seed in (3, 4, 6):
         shown.append(synthesize(head, seed, settings, who))
         who = shown[0].scene
+    return shown
+
+
+@pytest.fixture(scope="module")
+def person(head, shown) -> Person:
     faces = [dataclasses.replace(s.as_face(noise_px=1.0, seed=k), noise=NOISE) for k, s in enumerate(shown)]
     truth = shown[0].truth
     neutral = np.asarray(head.neutral(truth.identity))
@@ -138,6 +143,37 @@ def test_a_photo_without_a_face_is_searched_where_the_others_have_theirs(fitter,
     assert [v.used for v in joint.verdicts] == [True, True, False]
     assert joint.verdicts[1].words == "used, once the others had told whose head it is"
     assert "left out" in joint.verdicts[2].words
+
+
+def test_a_profile_in_which_no_face_was_found_is_sought_by_its_outline(head, fitter, joint, person, shown):
+    settings = dataclasses.replace(SynthesisSettings.clean(), size=320, yaw=70.0, lens_mm=(60.0, 60.0))
+    profile = synthesize(head, 24, settings, shown[0].scene)
+    photos, faces = [*person.photos, profile.photo], [*person.faces, None]
+    again = fit_together(fitter, photos, faces, names=(*NAMES, "profile.png"), same_camera=True, one_person=True)
+    assert again.verdicts[3].words == "used by the head's outline and colours, without landmarks"
+    found, true = again.fits[3].camera.pose.rotation(), profile.truth.pose.rotation()
+    assert np.degrees(np.linalg.norm((found.inverse() @ true).log())) < 8.0
+    # It tells the shape of the profile: not worse than without it, where it could have ruined all.
+    front = np.asarray(head.masks["face"]) > 0.5
+    error = lambda fit: neutral_error(np.asarray(fit.neutral_vertices)[front], person.neutral[front])  # noqa: E731
+    assert error(again.fits[0]) < 1.1 * error(joint.fits[0])
+    assert np.isfinite(again.landmark_offsets).all()
+
+
+def test_landmark_offsets_are_where_the_annotator_was_wrong(fitter, joint, person):
+    """All noses' tips are marked 5 mm too far to the subject's left: no nose grows so."""
+    aside = []
+    for face in person.faces:
+        points = face.landmarks.copy()
+        points[30, 0] += 5.0 * (np.nanmax(points[:, 1]) - np.nanmin(points[:, 1])) / 120.0  # a face is 120 mm high
+        aside.append(dataclasses.replace(face, landmarks=points))
+    wrong = fit_together(fitter, person.photos, aside, names=NAMES, same_camera=True, one_person=True)
+    change = wrong.landmark_offsets - joint.landmark_offsets
+    assert 1.5 < change[30, 0] < 5.5 and abs(change[30, 1]) < 1.0
+    assert np.abs(change[36:48]).max() < 0.7  # eyes are where they were
+    assert np.abs(wrong.landmark_offsets[:17]).max() == 0.0
+    moved = fitter.with_offsets(wrong.landmark_offsets).solver_model.landmarks.mean
+    np.testing.assert_allclose(moved - fitter.solver_model.landmarks.mean, wrong.landmark_offsets, atol=1e-4)
 
 
 def test_what_cannot_be_fitted_together_is_an_error(fitter, photo, face):
