@@ -69,9 +69,10 @@ def rendered(model: MorphableModel) -> list[tuple[Photo, Face]]:
 
 
 def _member(fitter: Fitter, photo: Photo, face: Face) -> Member:
-    """A photo that its landmarks have been fitted to."""
+    """A photo that its landmarks have been fitted to, with its outline."""
     problem, first, _ = fitter.problem(photo, face)
-    return Member(problem, run_stage(problem, first, together()[0]).face, 0)
+    start = run_stage(problem, first, together()[0]).face
+    return Member(fitter.outlines.seen_in(problem, start), start, 0)
 
 
 def repeated(base: list[Member], count: int) -> list[Member]:
