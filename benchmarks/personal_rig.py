@@ -29,13 +29,13 @@ from fitting.personal_rig import RigSettings, personal_rig
 from morphable import MorphableModel
 
 KINDS = {
-    "plain": RigSettings(example=0.0),
-    "units": RigSettings(),
-    "rest": RigSettings(rest=True, example=0.0),
-    "rest+units": RigSettings(rest=True),
-    "rest+residual": RigSettings(rest=True, example=0.0, residual=0.1),
+    "plain": RigSettings(example=0.0, offsets=0.0),
+    "default": RigSettings(),
+    "units": RigSettings(offsets=0.0),
+    "rest": RigSettings(rest=True, example=0.0, offsets=0.0),
+    "rest+units": RigSettings(rest=True, offsets=0.0),
+    "rest+residual": RigSettings(rest=True, example=0.0, residual=0.1, offsets=0.0),
     "offsets": RigSettings(example=0.0, offsets=2.0),
-    "offsets+units": RigSettings(offsets=2.0),
 }
 
 

@@ -195,7 +195,8 @@ _TURNS, _FINALISTS, _PROFILE_DEGREES = (-75, -50, -25, 0, 25, 50, 75), 3, 90.0
 _WIDE_MM, _CLOSE_MM, _SEEK_MM = (18.0, 12.0), (9.0, 7.0, 7.0), 2.0  # how far to look, and how exact outlines then are
 _MEETS, _MEETS_WELL = 0.7, 0.85  # shares of the outline that tell a right place, and one beyond doubt
 _SHOWS = 0.55  # of the share of skin that trusted photos explain, in a place told by the outline
-_BETTER = 1.1  # how much better another place must be
+_MEETS_HALF = 0.5  # the least that tells a place in a photo that has a far worse one
+_BETTER, _FAR_BETTER = 1.1, 2.0  # how much better another place must be
 _OWN = ("expression", "pose", "light")  # what a photo does not share
 _DISAGREES = 25.0  # energy by which a photo's landmarks may cost more with the shared identity than with its own
 _COSTS, _COSTS_AT_LEAST = 1.5, 30.0  # of the trusted photos' landmark energy: more is another head, or another pose
@@ -582,7 +583,7 @@ class _Set:
                     continue  # seen from the front, or beyond doubt
                 here = outline.meets * self._tried(*entry.ready, last).explained
             best = self._sought(entry, head, spots)
-            if best is None or best.meets < _MEETS or best.explained < least or best.score < _BETTER * here:
+            if best is None or best.explained < least or not best.beats(here):
                 continue
             if here == 0.0 or _between(entry.ready[1], best.at) > _ALIKE_DEGREES:
                 best.taken_by(entry)
@@ -788,6 +789,12 @@ class _Sought(NamedTuple):
     def score(self) -> float:
         """Of places in one photo, the right one has the highest."""
         return self.meets * self.explained
+
+    def beats(self, here: float) -> bool:
+        """Whether it is worth more than the photo's present place: surely right, or far better; 0 if it has none."""
+        if self.meets >= _MEETS:
+            return self.score > _BETTER * here
+        return here > 0 and self.meets >= _MEETS_HALF and self.score > _FAR_BETTER * here
 
     def taken_by(self, entry: _Entry) -> None:
         """Let a photo have the head there."""

@@ -6,8 +6,8 @@ joint fit (`fitting.multi_image`) and moves the model's neutral and its expressi
 - **rest** (off by default): what most photos show of an expression belongs to the face at rest, not to what it does;
 - **residual** (off by default): smooth displacements of the neutral outside of the identity space, the modes of the
   model's Gaussian process as further components of the same joint problem (Luethi et al. 2018);
-- **offsets** (off by default): the neutral's vertices moved along their normals, smooth by the Laplacian's energy
-  (Sorkine et al. 2004; Botsch & Sorkine 2008), likewise components of that problem;
+- **offsets** (where landmarks were given, not detected): the neutral's vertices moved along their normals, smooth by
+  the Laplacian's energy (Sorkine et al. 2004; Botsch & Sorkine 2008), likewise components of that problem;
 - **units**: what a photo with an expression shows beyond the model's is ascribed to the units that are at work in it
   (example-based facial rigging, Li, Weise & Pauly 2010), where they move the skin; the other units stay the model's.
 
@@ -41,6 +41,7 @@ from renderer.texture import sample_texture
 
 FORMAT, VERSION = "facefit-person", 2
 
+OFFSETS_MM = 2.0  # measured in docs/personal_rig.md
 OFFSET_MODES = 150  # they hold 97.3 % of the prior's variance on the face, the longest waves 19 cm, the shortest 31 mm
 
 _WRINKLE = 0.006  # of the map's side: finer changes of brightness are lost between vertices
@@ -55,7 +56,9 @@ class RigSettings:
     """How far photos may move a model away from itself. Measured in docs/personal_rig.md."""
 
     rest: bool = False  # whether what most photos show of an expression is the neutral's: not where most are smiles
-    offsets: float = 0.0  # deviation of the neutral's offsets, mm (root mean square over the face); 0 for none
+    # Deviation of the neutral's offsets, mm (root mean square over the face). None means OFFSETS_MM where three or more
+    # photos have landmarks that were given, and none where a detector placed them.
+    offsets: float | None = None
     residual: float = 0.0  # deviations of the neutral's Gaussian process, in the model's own; 0 for none
     example: float = 0.3  # the same of one photo's displacement from the rig
     ridge: float = 0.5  # noise of what a photo shows, as a weight: below it units take little of what they show
@@ -222,9 +225,10 @@ def personal_rig(
     rest = resting(weights) if s.rest else np.zeros(weights.shape[1], np.float32)
     at_work = np.clip(weights - rest, 0.0, 1.0)
     identity, change = np.asarray(joint.identity), np.asarray(model.expression) @ rest
-    if s.residual > 0 or s.offsets > 0:
+    offsets = _offsets_for(fits) if s.offsets is None else s.offsets
+    if s.residual > 0 or offsets > 0:
         modes = [residual_modes(model, s.residual)] if s.residual > 0 else []
-        modes += [offset_modes(model, s.offsets)] if s.offsets > 0 else []
+        modes += [offset_modes(model, offsets)] if offsets > 0 else []
         identity, beyond = _neutral_beyond(fitter, joint, np.concatenate(modes, axis=2))
         change = change + beyond
     bare = eqx.tree_at(lambda m: m.shape.mean, model, model.mean + jnp.asarray(change))
@@ -251,6 +255,12 @@ def personal_rig(
     colour = np.where(skin[:, None], colour, np.asarray(rig.colour))
     shading = _shading(model, blend.views, at_work, s)
     return dataclasses.replace(rig, colour=jnp.asarray(colour), shading=jnp.asarray(shading))
+
+
+def _offsets_for(fits: Sequence[Fit]) -> float:
+    """The deviation of offsets that pays, mm: a detector's errors, alike in every photo, would become the head's."""
+    given = sum(fit.source == "file" for fit in fits)
+    return OFFSETS_MM if given >= 3 and all(fit.source in ("file", "none") for fit in fits) else 0.0
 
 
 def resting(weights: Float[np.ndarray, "photo unit"]) -> Float[np.ndarray, " unit"]:
