@@ -1,7 +1,8 @@
 """Energy terms: each knows its observation and its noise and returns whitened residuals.
 
 What a term is, is said in `fitting.terms`; the terms that look at pixels live in `fitting.photometric` (samples of the
-skin) and `fitting.pixels` (whole pictures through the renderer). All of them can be imported from here.
+skin) and `fitting.pixels` (whole pictures through the renderer). All of them can be imported from here, but for
+`fitting.outline.OutlineTerm`, which stands with what finds outlines in photos.
 """
 
 from collections.abc import Callable, Sequence

@@ -370,9 +370,8 @@ class _Set:
     def _seen(self, entry: _Entry, face: FaceParameters, stage: Stage, count: int) -> Problem:
         """A photo's problem among `count`; a stage that looks at photos sees the head's outline as well."""
         problem = among(entry.ready[0], face, count, entry.face is not None and entry.face.noise.alike)
-        if stage.photometric:
-            return self.fitter.outlines.seen_in(problem, face)
-        return dataclasses.replace(problem, extra={"outline": self.fitter.outlines.term(problem, None)})
+        outlines = self.fitter.outlines
+        return outlines.seen_in(problem, face) if stage.photometric else outlines.with_term(problem, None)
 
     def _own(self, entry: _Entry) -> None:
         """The photo's own unknowns once more, now that identity is known, with the noise that one photo's points have.
@@ -568,7 +567,7 @@ class _Set:
         """Look for the head by its outline: in photos not placed yet, and in those whose outline it does not meet.
 
         A place counts if enough of outline and skin are met there, and more than where landmarks have put the head. The
-        landmarks of the photo are then forgotten.
+        landmarks of the photo are then forgotten; those that were given are not, where the other photos agree.
         """
         last = self.stages[-1]
         if not last.photometric:
@@ -577,6 +576,8 @@ class _Set:
         spots = [_spot(e) for e in trusted if e.face is not None]
         for entry in [*trusted, *doubtful] if len(trusted) + len(doubtful) > 1 else []:
             here = 0.0
+            if entry in trusted and entry.face is not None and entry.face.source == "file":
+                continue
             if entry in trusted or entry.placed:
                 outline = self.fitter.outlines.outline(*entry.ready)
                 if not len(outline.share) or outline.meets >= _MEETS_WELL:
@@ -619,8 +620,8 @@ class _Set:
         problem, outlines = among(problem, face, 1, False), self.fitter.outlines
         stage = Stage("seek", ("pose", "light"), 8, level=0, relight=True, tolerance=1e-2)
         for reach in reaches:
-            term = outlines.term(problem, outlines.outline(problem, face, reach), _SEEK_MM)
-            solution = solve_together([Member(dataclasses.replace(problem, extra={"outline": term}), face, 0)], stage)
+            seen = outlines.with_term(problem, outlines.outline(problem, face, reach), _SEEK_MM)
+            solution = solve_together([Member(seen, face, 0)], stage)
             if not solution.finite:
                 return None
             face = solution.faces[0]

@@ -3,8 +3,8 @@
 A turned head shows its profile against what is behind it, and a profile tells depths that landmarks do not. Edges of
 an image are a poor guide to it (research/accuracy, section 3: raw edges are a lottery). Here each point of the
 model's own outline asks where, along its normal, colours change from those inside of the head nearby to those outside
-nearby: the contracting curve density algorithm (Hanek & Beetz 2004), which also says how sure it is. What is labelled
-as covering the face does not count.
+nearby: the contracting curve density algorithm (Hanek & Beetz 2004), which also says how sure it is. Pixels
+that may not be used, such as those labelled as covering the face, do not count.
 
 NumPy between the stages of a fit: nothing here is differentiated but the term.
 """
@@ -22,6 +22,7 @@ from fitting.parameters import FaceParameters
 from fitting.schedule import Problem
 from fitting.surface_samples import PointBasis
 from fitting.terms import AbstractResidualTerm, GemanMcClure
+from morphable.mesh import vertex_normals
 from morphable.model import MorphableModel
 from renderer.rasterize import rasterize
 
@@ -150,18 +151,19 @@ class OutlineModel:
 
     def seen_in(self, problem: Problem, face: FaceParameters) -> Problem:
         """The problem with the term "outline" for where the head ends about a face."""
-        return dataclasses.replace(problem, extra={"outline": self.term(problem, self.outline(problem, face))})
+        return self.with_term(problem, self.outline(problem, face))
+
+    def with_term(self, problem: Problem, outline: Outline | None, sigma_mm: float = SIGMA_MM) -> Problem:
+        """The problem with the term "outline", in place of one that it may have."""
+        return dataclasses.replace(problem, extra={**problem.extra, "outline": self.term(problem, outline, sigma_mm)})
 
     def _in_camera(self, face: FaceParameters) -> tuple[Float[np.ndarray, "vertex 3"], Float[np.ndarray, "vertex 3"]]:
         """Vertices and unit normals."""
         weights = np.concatenate([np.asarray(face.identity), np.asarray(face.expression)])
         head = (self.mean + self.modes @ weights).astype(float)
         points = head @ np.asarray(face.pose.rotation().as_matrix(), float).T + np.asarray(face.pose.translation())
-        a, b, c = (points[self.triangles[:, k]] for k in range(3))
-        across, normals = np.cross(b - a, c - a), np.zeros_like(points)
-        for corner in self.triangles.T:
-            np.add.at(normals, corner, across)
-        return points, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+        normals = _normals(jnp.asarray(points, jnp.float32), jnp.asarray(self.triangles))
+        return points, np.asarray(normals, float)
 
 
 def outline_model(model: MorphableModel) -> OutlineModel:
@@ -181,6 +183,9 @@ def outline_model(model: MorphableModel) -> OutlineModel:
         triangles=triangles,
         edges=edges[bare[edges].all(axis=1)],
     )
+
+
+_normals = eqx.filter_jit(vertex_normals)
 
 
 @eqx.filter_jit
@@ -241,7 +246,6 @@ def _ends_of_head(
     candidates = along[here]
     for _ in range(_ROUNDS):
         relative = along[None] - shift[:, None]
-
         band = lambda low, high, r=relative: _gathered(colour, known & (r >= low) & (r <= high), neighbours)  # noqa: E731
         (inner, spread_in), (outer, spread_out) = band(-2 * width, -0.4 * width), band(0.4 * width, 2 * width)
         # Blurred pixels of the border are of neither colour, and all would fall to the wider of two unequal Gaussians.

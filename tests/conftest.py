@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Tests must not depend on, nor grow, the user's cache; one folder for the whole run still saves recompilation.
 os.environ.setdefault("FACEFIT_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 
-# Compiling is most of the suite. XLA's older emitters take half the time for programs that run as fast; a release
-# that lacks the option would abort on it.
+# Compiling is most of the suite. XLA's older emitters take half the time for programs that run nearly as fast; a
+# release that lacks the option would abort on it.
 CODEGEN = "xla_cpu_use_fusion_emitters"
 for library in Path(jaxlib.__file__).parent.glob("*jax_common*"):
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:

@@ -15,10 +15,12 @@ from fitting.fit import Fit, Fitter, Settings
 from fitting.landmark_start import weak_perspective_pose
 from fitting.multi_image import JointFit
 from fitting.personal_rig import (
+    OFFSETS_MM,
     PersonalRig,
     RigError,
     RigSettings,
     _moved,
+    _offsets_for,
     load_rig,
     offset_modes,
     personal_rig,
@@ -255,6 +257,23 @@ def test_no_deviation_is_the_plain_rig(tiny, swollen):
     none = personal_rig(fitter, joint, settings=RigSettings(example=0.0, offsets=0.0))
     plain = plain_rig(tiny, joint.identity, joint.albedo)
     assert tree_equal(none, dataclasses.replace(plain, landmark_offsets=jnp.asarray(joint.landmark_offsets)))
+
+
+def test_offsets_are_for_landmarks_that_were_given(swollen):
+    _, joint = swollen
+    placed_by = lambda *names: [dataclasses.replace(joint.fits[0], source=n) for n in names]  # noqa: E731
+    assert _offsets_for(placed_by("file", "file", "file", "none")) == OFFSETS_MM
+    assert _offsets_for(placed_by("file", "file")) == 0.0
+    assert _offsets_for(placed_by("file", "file", "file", "dlib-hog")) == 0.0
+
+
+def test_landmarks_lie_where_the_annotator_puts_them(tiny, swollen):
+    _, joint = swollen
+    rig = personal_rig(Fitter(tiny, Settings(skin_blocks=1)), joint, settings=RigSettings(example=0.0, offsets=0.0))
+    expression = tiny.weights(jawOpen=0.5)
+    own = tiny.landmarks(tiny.vertices(rig.identity, expression))
+    assert jnp.abs(rig.landmark_offsets).max() > 0.01
+    assert jnp.allclose(rig.landmarks(expression) - own, joint.landmark_offsets, atol=1e-4)
 
 
 def test_offsets_and_residual_go_together(tiny, swollen, monkeypatch):
