@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from scipy.ndimage import correlate1d
 from scipy.spatial import ConvexHull
 
-from fitting.closest_points import SurfaceSearch, row_dot
 from fitting.observation import INNER_LANDMARKS
 from morphable.model import MorphableModel
+from morphable.registration.closest_points import SurfaceSearch, row_dot
 
 # Outer and inner eye corners, nose bottom, mouth corners, in the order of NoW's landmark files.
 NOW_LANDMARKS = np.array([36, 39, 42, 45, 33, 48, 54])

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from fitting.closest_points import SurfaceSearch
 from fitting.evaluation import (
     CURVE_MM,
     NORMALISERS,
@@ -35,6 +34,7 @@ from fitting.texture_map import solid_triangles
 from morphable.colour import linear_to_srgb
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
+from morphable.registration.closest_points import SurfaceSearch
 from renderer.camera import Pinhole
 from renderer.light import solve_light
 from renderer.render import render

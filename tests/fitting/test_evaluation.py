@@ -16,7 +16,6 @@ from scipy.spatial.transform import Rotation
 import morphable
 from fitting import score_report
 from fitting.cli import main
-from fitting.closest_points import SurfaceError, SurfaceSearch
 from fitting.evaluation import (
     NORMALISERS,
     STIRLING_CROP,
@@ -43,6 +42,7 @@ from fitting.observation import Photo
 from fitting.score_report import image_report, landmark_report, mesh_report, write_json
 from morphable.colour import linear_to_srgb
 from morphable.mesh import Mesh
+from morphable.registration.closest_points import SurfaceError, SurfaceSearch
 from renderer.camera import Pinhole
 from renderer.light import ambient_white
 from renderer.render import render
