@@ -194,9 +194,7 @@ def skeleton_of(model: MorphableModel, identity: Float[np.ndarray, " rank"]) -> 
     return Skeleton(
         names=tuple(rig.names),
         parents=tuple(int(p) for p in rig.parents),
-        joints=np.asarray(
-            rig.joints.mean + rig.joints.modes[..., : identity.shape[0]] @ jnp.asarray(identity), np.float64
-        ),
+        joints=np.asarray(rig.joint_positions(jnp.asarray(identity)), np.float64),
         weights=np.asarray(rig.weights, np.float64),
     )
 

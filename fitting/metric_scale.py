@@ -96,8 +96,7 @@ def _eyes(fit: Fit) -> Float[np.ndarray, "2 3"]:
     if rig is None or not {"eye_left", "eye_right"} <= set(rig.names):
         names = "no rig" if rig is None else ", ".join(rig.names)
         raise ValueError(f"metric scale: got a model with {names}, expected joints eye_left and eye_right.")
-    k = len(fit.identity)
-    joints = np.asarray(rig.joints.mean) + np.asarray(rig.joints.modes)[..., :k] @ fit.identity
+    joints = np.asarray(rig.joint_positions(jnp.asarray(fit.identity)))
     return joints[[rig.names.index("eye_left"), rig.names.index("eye_right")]]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
+import jax
 import jaxlie
 import numpy as np
 from jaxtyping import UInt8
@@ -185,11 +186,12 @@ def write_rig(
 def scaled(fit: Fit, factor: float) -> Fit:
     """The same fit in the same photo with all lengths times a factor: a larger head, farther away."""
     m = fit.model
-    lengths = lambda m: (m.shape.mean, m.shape.modes, m.expression, m.residual)  # noqa: E731
-    model = eqx.tree_at(lengths, m, tuple(factor * x for x in lengths(m)))
+    lengths = lambda m: (m.shape.mean, m.shape.modes, m.expression, m.residual, m.interaction)  # noqa: E731
+    times = lambda tree: jax.tree.map(lambda x: factor * x, tree)  # noqa: E731
+    model = eqx.tree_at(lengths, m, times(lengths(m)), is_leaf=lambda leaf: leaf is None)
     if m.rig is not None:
-        joints = lambda m: (m.rig.joints.mean, m.rig.joints.modes)  # noqa: E731
-        model = eqx.tree_at(joints, model, tuple(factor * x for x in joints(m)))
+        joints = lambda m: (m.rig.joints, m.rig.joints_expression, m.rig.correctives)  # noqa: E731
+        model = eqx.tree_at(joints, model, times(joints(m)), is_leaf=lambda leaf: leaf is None)
     pose = fit.camera.pose
     moved = jaxlie.SE3.from_rotation_and_translation(pose.rotation(), factor * pose.translation())
     camera = dataclasses.replace(fit.camera, pose=moved)

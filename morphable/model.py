@@ -30,12 +30,18 @@ class Provenance(NamedTuple):
     licence_class: str  # "free", "attribution", "non-commercial" or "unknown"
     sha256: str  # of the file it was read from; "" for a model made in memory
     sources: tuple[str, ...] = ()  # one line for each: what, who, licence
+    format: str = "facefit-model"  # of the file it was first read from
+    unit_mm: float = 1.0  # length of that file's unit: x_head = unit_mm * x_file + origin_mm
+    origin_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    made: tuple[str, ...] = ()  # what that file lacks and facefit made
 
 
 class MorphableModel(eqx.Module):
     """Identity, expression and albedo spaces over one mesh, with landmarks, parts, masks and an optional rig.
 
     Coefficients are in standard deviations for identity and albedo, and weights in [0, 1] for expression units.
+    Where `expression_kind` is "components", expressions are principal components, too, in standard deviations.
+    In multilinear models (Vlasic et al. 2005) the units depend on the identity: `interaction`.
     """
 
     shape: GaussianBasis  # mm, head space
@@ -54,8 +60,15 @@ class MorphableModel(eqx.Module):
     expression_names: tuple[str, ...] = eqx.field(static=True)
     part_names: tuple[str, ...] = eqx.field(static=True)
     provenance: Provenance = eqx.field(static=True)
+    expression_kind: str = eqx.field(static=True, default="units")  # or "components"
+    interaction: Float[Array, "vertex 3 unit rank"] | None = None  # mm at weight 1 per standard deviation of identity
 
     def __check_init__(self):
+        if self.expression_kind not in ("units", "components"):
+            raise ValueError(
+                f"MorphableModel: got expression_kind {self.expression_kind!r}, expected 'units' (weights in [0, 1]) or "
+                "'components' (standard deviations)."
+            )
         units = len(self.expression_names)
         if self.expression.shape[-1] != units:
             raise ValueError(
@@ -67,6 +80,12 @@ class MorphableModel(eqx.Module):
     def mean(self) -> Float[Array, "vertex 3"]:
         """The mean neutral face, mm."""
         return self.shape.mean
+
+    @property
+    def expression_limits(self) -> Float[np.ndarray, "2 unit"]:
+        """Lowest and highest coefficient of each expression unit: 0 and 1, or four deviations for components."""
+        low, high = (0.0, 1.0) if self.expression_kind == "units" else (-4.0, 4.0)
+        return np.repeat(np.array([[low], [high]], np.float32), len(self.expression_names), axis=1)
 
     def unit(self, name: str) -> int:
         """Index of a named expression unit."""
@@ -113,11 +132,34 @@ class MorphableModel(eqx.Module):
         """Identity and expression in head space (mm), eyes turned by eyeLook, joints by rotation vectors (rad)."""
         weights = self.effective_expression(expression)
         shaped = self.neutral(identity) + self.expression @ weights
+        if self.interaction is not None:
+            shaped = shaped + (self.interaction[..., : identity.shape[0]] @ identity) @ weights
         if self.rig is None:
             return shaped
-        k = identity.shape[0]
-        joints = self.rig.joints.mean + self.rig.joints.modes[..., :k] @ identity
-        return self.rig.skin(shaped, joints, self.rig.rotations(weights, joint_rotations))
+        rotations = self.rig.rotations(weights, joint_rotations)
+        return self.rig.skin(
+            self.rig.corrected(shaped, rotations), self.rig.joint_positions(identity, weights), rotations
+        )
+
+    def linearised(self, identity: Float[Array, " rank"], expression: Float[Array, " unit"]) -> "MorphableModel":
+        """The model without interaction that agrees with this one to first order about these coefficients.
+
+        x = m + B c + E w + T c w is linear in each of c and w; its tangent at (c0, w0) has modes B + T w0, units
+        E + T c0 and mean m - T c0 w0. A model without interaction is returned as it is.
+        """
+        if self.interaction is None:
+            return self
+        weights = self.effective_expression(expression)
+        of_identity = jnp.einsum("vxur,u->vxr", self.interaction, weights)
+        modes = self.shape.modes + of_identity
+        mean = self.shape.mean - of_identity[..., : identity.shape[0]] @ identity
+        units = self.expression + self.interaction[..., : identity.shape[0]] @ identity
+        return eqx.tree_at(
+            lambda m: (m.shape, m.expression, m.interaction),
+            self,
+            (GaussianBasis(mean, modes), units, None),
+            is_leaf=lambda leaf: leaf is None,
+        )
 
     def albedo_linear(self, albedo: Float[Array, " rank"]) -> Float[Array, "vertex 3"]:
         """Diffuse reflectance for each vertex, linear RGB in [0, 1]."""

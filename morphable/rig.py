@@ -18,15 +18,26 @@ class Gaze(eqx.Module):
 
 
 class Rig(eqx.Module):
-    """A kinematic tree whose joint positions are linear in identity, and skinning weights."""
+    """A kinematic tree whose joint positions are linear in identity and expression, and skinning weights.
+
+    Pose correctives are displacements before skinning, linear in the entries of R - I of all joints but the root
+    (Loper et al. 2015, SMPL, section 3), joint by joint and row by row.
+    """
 
     joints: GaussianBasis  # mm
     weights: Float[Array, "vertex joint"]  # rows sum to 1
     gaze: Gaze
     names: tuple[str, ...] = eqx.field(static=True)
     parents: tuple[int, ...] = eqx.field(static=True)  # -1 at the root; a parent comes before its children
+    joints_expression: Float[Array, "joint 3 unit"] | None = None  # mm at weight 1; None: joints do not follow
+    correctives: Float[Array, "vertex 3 feature"] | None = None  # mm; nine features for each joint but the first
 
     def __check_init__(self):
+        if self.correctives is not None and self.correctives.shape[2] != 9 * (len(self.names) - 1):
+            raise ValueError(
+                f"Rig: got {self.correctives.shape[2]} pose correctives, expected nine for each of the "
+                f"{len(self.names) - 1} joints below the root."
+            )
         if len(self.names) != len(self.parents) or self.weights.shape[1] != len(self.names):
             raise ValueError(
                 f"Rig: got {len(self.names)} names, {len(self.parents)} parents and weights for "
@@ -34,6 +45,24 @@ class Rig(eqx.Module):
             )
         if any(p >= j for j, p in enumerate(self.parents)):
             raise ValueError(f"Rig: parents {self.parents} must each come before their children.")
+
+    def joint_positions(
+        self, identity: Float[Array, " rank"], expression: Float[Array, " unit"] | None = None
+    ) -> Float[Array, "joint 3"]:
+        """Where the joints of a person are, mm; fewer coefficients than modes leave the rest at the mean."""
+        joints = self.joints.mean + self.joints.modes[..., : identity.shape[0]] @ identity
+        if self.joints_expression is None or expression is None:
+            return joints
+        return joints + self.joints_expression @ expression
+
+    def corrected(
+        self, vertices: Float[Array, "vertex 3"], rotations: Float[Array, "joint 3"]
+    ) -> Float[Array, "vertex 3"]:
+        """Vertices in the rest pose with the correctives that these joint rotations (rad) call for."""
+        if self.correctives is None:
+            return vertices
+        turned = jax.vmap(lambda w: jaxlie.SO3.exp(w).as_matrix())(rotations[1:]) - jnp.eye(3)
+        return vertices + self.correctives @ turned.reshape(-1)
 
     def rotations(
         self, expression: Float[Array, " unit"], pose: Float[Array, "joint 3"] | None = None

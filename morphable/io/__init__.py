@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from morphable.io.native import ModelFileError as ModelFileError
+from morphable.io.contents import ModelFileError as ModelFileError
 from morphable.io.native import read_native as read_native
 from morphable.io.native import write_native as write_native
 from morphable.model import MorphableModel

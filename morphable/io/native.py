@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from morphable.basis import GaussianBasis
+from morphable.io.contents import ModelFileError
 from morphable.landmarks import ContourFans, SurfacePoints
 from morphable.mesh import catmull_clark, triangulate
 from morphable.model import MorphableModel, Provenance
@@ -24,10 +25,6 @@ _REQUIRED = (
     "mean identity expression uv albedo_mean albedo_modes albedo_scale landmarks_vertices landmarks_weights "
     "masks mirror"
 ).split()
-
-
-class ModelFileError(ValueError):
-    """A file that is not a model this reader understands."""
 
 
 def read_native(path: str | Path) -> MorphableModel:

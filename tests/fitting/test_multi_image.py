@@ -203,7 +203,7 @@ def test_an_iris_of_known_size_is_measured(fitted):
     rig, small = fitted.model.rig, fitted.camera
     camera = small.crop((0.0, 0.0, float(small.width), float(small.height)), 3 * small.height, 3 * small.width)
     fit = dataclasses.replace(fitted, camera=camera)
-    joints = np.asarray(rig.joints.mean + rig.joints.modes[..., : len(fitted.identity)] @ jnp.asarray(fitted.identity))
+    joints = np.asarray(rig.joint_positions(jnp.asarray(fitted.identity)))
     for diameter in (10.5, 11.75, 13.0):
         pixels = np.full((camera.height, camera.width, 3), 220, np.uint8)
         row, column = np.mgrid[: camera.height, : camera.width] + 0.5
