@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 
 from fitting.compilation import compiled
 from fitting.elimination import Eliminated, Model, complete, eliminate
-from fitting.parameters import FaceParameters, Layout, retract
+from fitting.parameters import FaceParameters, Layout, retract, within_limits
 from fitting.schedule import PRIORS, Problem, Stage, StageRow, start_stage
 from fitting.terms import Quadratic, linearise_all
 
@@ -230,9 +230,9 @@ class _Joint:
         # In Fortran's order dsyrk adds in place; it fills the upper triangle.
         less, photos = np.zeros((self.columns.size,) * 2, order="F"), []
         for index, (quadratic, face) in enumerate(zip(quadratics, faces, strict=True)):
-            expression = np.asarray(face.expression, np.float64)
+            low, high = np.asarray(face.limits, np.float64) - np.asarray(face.expression, np.float64)
             hessian, slope = np.asarray(quadratic.hessian), np.asarray(quadratic.gradient, np.float64)
-            model = Model(hessian, slope, -expression, 1.0 - expression)
+            model = Model(hessian, slope, low, high)
             parts = eliminate(model, layout, self.private[index], damping)
             tail = self.columns.tail(index, self.members[index], world)
             whole += hessian
@@ -354,7 +354,7 @@ def _linearise(
     """The face after a step, its quadratic model and energies; one program, as each has its price to start."""
     moved = retract(face, jnp.asarray(step))
     # The step ends on the bounds up to rounding; clipping makes it exact.
-    moved = dataclasses.replace(moved, expression=jnp.clip(moved.expression, 0.0, 1.0))
+    moved = within_limits(moved)
     if world is not None and camera is not None:
         moved = dataclasses.replace(moved, pose=world.head_pose(camera))
     return moved, *linearise_all(problem.terms(row, weight), moved)

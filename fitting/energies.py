@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from fitting.parameters import FaceParameters, retract
+from fitting.parameters import FaceParameters, retract, within_limits
 from fitting.photometric import PhotometricTerm as PhotometricTerm
 from fitting.pixels import RenderedTerm as RenderedTerm
 from fitting.pixels import SilhouetteTerm as SilhouetteTerm
@@ -322,7 +322,7 @@ class DistancePrior(AbstractResidualTerm):
 
 
 class BoundsTerm(AbstractResidualTerm):
-    """ARKit's bounds: an expression weight outside of [0, 1] costs its distance from it.
+    """An expression weight outside of its limits, [0, 1] for ARKit's units, costs its distance from them.
 
     Levenberg-Marquardt keeps the bounds exactly and needs no such term; solvers that know no bounds do.
     """
@@ -330,7 +330,7 @@ class BoundsTerm(AbstractResidualTerm):
     sigma: Float[Array, ""] = eqx.field(default_factory=lambda: jnp.array(0.02))
 
     def residuals(self, face):
-        outside = face.expression - jnp.clip(face.expression, 0.0, 1.0)
+        outside = face.expression - within_limits(face).expression
         return (outside / self.sigma)[:, None]
 
 
@@ -397,7 +397,7 @@ class TemporalTerm(AbstractResidualTerm):
         weights = self.previous.expression
         if self.before is not None:
             expected = expected @ (self.before.pose.inverse() @ self.previous.pose)
-            weights = jnp.clip(2.0 * weights - self.before.expression, 0.0, 1.0)
+            weights = jnp.clip(2.0 * weights - self.before.expression, *face.limits)
         moved = (expected.inverse() @ face.pose).log() / self.sigma_pose
         changed = (face.expression - weights) / self.sigma_expression
         return jnp.concatenate([moved, changed])[:, None]

@@ -45,7 +45,8 @@ class Settings:
     blur_px: tuple[float, ...] = (3.0, 1.5)  # of the pyramid's levels, in pixels of the crop
     skin_blocks: int = 8  # of 512 skin samples that are prepared
     jaw_along_mm: float = 15.0  # how freely jaw points slide
-    expression_sigma: float = 0.15  # of blendshape weights near 0 ...
+    # Of blendshape weights near 0; principal components of expression have the prior N(0, 1) instead ...
+    expression_sigma: float = 0.15
     expression_cutoff: float = 0.5  # ... beyond so many deviations the cost is linear: most units rest, a few move far
     photometric_sigma: float = 0.4  # for 2000 samples
     photometric_cutoff: float = 0.1  # residuals beyond it count as outliers
@@ -148,6 +149,8 @@ class Fit:
         return self.person.instance(jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo))
 
 
+_RELINEARISE = 2  # times that a fit of a multilinear model is solved again in its tangent
+_NO_CUTOFF = 100.0  # deviations; an infinite one has no derivative
 GEOMETRY = ("landmarks", "jaw", "identity", "expression")  # terms that tell whether landmarks make a face
 
 Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
@@ -167,6 +170,7 @@ class Fitter:
         self.model = model
         self.settings = settings or Settings()
         self.solver_model: SolverModel = solver_model(model, self.settings.skin_blocks)
+        self.relinearise = 0 if model.interaction is None else _RELINEARISE
 
     @functools.cached_property
     def occlusion(self) -> OcclusionModel:
@@ -265,7 +269,7 @@ class Fitter:
             {"prepare": ready - began, "solve": done - ready},
             centre_px,
         )
-        return dataclasses.replace(
+        fit = dataclasses.replace(
             fit,
             problem=problem,
             parameters=parameters,
@@ -273,6 +277,22 @@ class Fitter:
             correction=correction,
             labels=labels,
         )
+        if self.relinearise == 0 or fit.result == "failed":
+            return fit
+        final = tuple(s for s in stages if s is last or s.segments is not None)
+        return self._about(fit).fit(photo, face, final, focal_px, mask, progress, parameters, terms, centre_px)
+
+    def _about(self, fit: Fit) -> "Fitter":
+        """A fitter for the tangent of a multilinear model at a fit.
+
+        The solver's geometry is linear. A multilinear model's first fit takes the expressions of the mean identity;
+        from it, one more in the tangent there is a Gauss-Newton step of the whole problem, solved to its end.
+        """
+        other = copy.copy(self)
+        tangent = self.model.linearised(jnp.asarray(fit.identity), jnp.asarray(fit.expression))
+        other.solver_model = solver_model(tangent, self.settings.skin_blocks)
+        other.relinearise = self.relinearise - 1
+        return other
 
     def problem(self, photo: Photo, face: Face, focal_px=None, mask=None, centre_px=None):
         """The problem of one face: crop, pyramid, noise in pixels, priors; the closed-form start; the crop's box."""
@@ -355,8 +375,8 @@ class Fitter:
             log_focal_sigma=single([sigma]),
             log_distance=single(distance),
             log_distance_sigma=single(distance_sigma),
-            expression_sigma=single(s.expression_sigma),
-            expression_cutoff=single(s.expression_cutoff),
+            expression_sigma=single(1.0 if self.solver_model.gaussian_expression else s.expression_sigma),
+            expression_cutoff=single(_NO_CUTOFF if self.solver_model.gaussian_expression else s.expression_cutoff),
             offset_sigma=single(s.offset_sigma),
             photometric_sigma=single(s.photometric_sigma),
             photometric_cutoff=single(s.photometric_cutoff),
@@ -366,6 +386,7 @@ class Fitter:
             self.solver_model.identity_rank,
             self.solver_model.free_units.shape[0],
             self.solver_model.albedo_rank,
+            self.solver_model.limits,
         )
         return problem, dataclasses.replace(first, pose=pose, log_focal=single(log_focal_start))
 

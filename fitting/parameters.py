@@ -1,5 +1,6 @@
 """What a fit solves for, and how a solver's flat step moves it."""
 
+import dataclasses
 from typing import NamedTuple
 
 import equinox as eqx
@@ -10,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 class FaceParameters(eqx.Module):
-    """One face in one image. Coefficients in standard deviations, expression weights in [0, 1]."""
+    """One face in one image. Coefficients in standard deviations, expression weights between their limits."""
 
     identity: Float[Array, " identity"]
     expression: Float[Array, " unit"]
@@ -21,6 +22,8 @@ class FaceParameters(eqx.Module):
     # Linear RGB added to what the head reflects: haze, flare, raised blacks (Blanz & Vetter 2003). Their gain is part
     # of the light, which has the same effect.
     offset: Float[Array, "3"]
+    # Lowest and highest expression weights: data of the model, not unknowns. [0, 1] for units such as ARKit's.
+    limits: Float[Array, "2 unit"]
 
     @property
     def layout(self) -> "Layout":
@@ -79,6 +82,12 @@ class Layout(NamedTuple):
         return mask
 
 
+def within_limits(face: FaceParameters) -> FaceParameters:
+    """The face with its expression weights clipped to their limits."""
+    low, high = face.limits
+    return dataclasses.replace(face, expression=jnp.clip(face.expression, low, high))
+
+
 def retract(face: FaceParameters, step: Float[Array, " step"]) -> FaceParameters:
     """The face after a step: coefficients add, the pose moves in its tangent space (pose · exp(twist)).
 
@@ -93,6 +102,7 @@ def retract(face: FaceParameters, step: Float[Array, " step"]) -> FaceParameters
         pose=face.pose @ jaxlie.SE3.exp(step[at("pose")]),
         log_focal=face.log_focal + step[at("focal")][0],
         offset=face.offset + step[at("offset")],
+        limits=face.limits,
     )
 
 
@@ -109,8 +119,15 @@ def natural_steps(layout: Layout) -> Float[Array, " step"]:
     return step.at[layout.block("pose")].set(jnp.array([5.0, 5.0, 5.0, 0.05, 0.05, 0.05]))
 
 
-def start_parameters(identity_rank: int, unit_count: int, albedo_rank: int) -> FaceParameters:
-    """The mean face one metre in front of the camera, white ambient light."""
+def unit_limits(unit_count: int) -> Float[np.ndarray, "2 unit"]:
+    """The limits of blendshape weights, [0, 1]."""
+    return np.repeat(np.array([[0.0], [1.0]], np.float32), unit_count, axis=1)
+
+
+def start_parameters(
+    identity_rank: int, unit_count: int, albedo_rank: int, limits: Float[Array, "2 unit"] | None = None
+) -> FaceParameters:
+    """The mean face one metre in front of the camera, white ambient light; expression weights in [0, 1] by default."""
     # In NumPy: as JAX operations outside of a compiled program each of these would be compiled by itself.
     light = np.zeros((9, 3), np.float32)
     light[0] = np.sqrt(4 * np.pi)
@@ -124,4 +141,5 @@ def start_parameters(identity_rank: int, unit_count: int, albedo_rank: int) -> F
         pose=jaxlie.SE3(jnp.asarray(np.array([*facing, 0.0, 0.0, 1000.0], np.float32))),
         log_focal=jnp.asarray(np.float32(np.log(1000.0))),
         offset=zeros(3),
+        limits=jnp.asarray(unit_limits(unit_count)) if limits is None else limits,
     )

@@ -1,6 +1,6 @@
 """Solvers: one interface, `solve(terms, start, free, solver)`, from Gauss-Newton to random triangles.
 
-All of them minimise the sum of the terms' energies over the free unknowns, keep expression weights in [0, 1], stop when
+All of them minimise the sum of the terms' energies over the free unknowns, keep expression weights in their limits, stop when
 the energy falls by less than a share of itself, report what is not finite instead of raising, and keep the energy of
 every term as they go.
 """
@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fitting.energies import BoundsTerm
-from fitting.parameters import FaceParameters, natural_steps, retract
+from fitting.parameters import FaceParameters, natural_steps, retract, within_limits
 from fitting.terms import AbstractTerm, Quadratic, Terms, energies, linearise_all
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def levenberg_marquardt(
     tell: Callable[[Any, Any, Any], None] | None = None,
     rows: int = HISTORY,
 ) -> Solution:
-    """Minimise a sum of terms over the free entries of the step, expression weights kept in [0, 1]; to be compiled.
+    """Minimise a sum of terms over the free entries of the step, expression weights kept in their limits; to be compiled.
 
     `linearise` gives the Gauss-Newton model and the energies of `count` terms. The damping follows Marquardt (1963): it
     scales the Hessian's diagonal, falls after success and rises after failure. A step is judged when the next Hessian
@@ -206,7 +206,7 @@ def levenberg_marquardt(
         stuck = damping > 1e6
         candidate = retract(best, step)
         # The step ends on the bounds up to rounding; clipping makes it exact.
-        candidate = _clipped(candidate)
+        candidate = within_limits(candidate)
         return k + 1, candidate, best, quadratic, energies, history, damping, converged | stuck
 
     def running(carry):
@@ -229,17 +229,14 @@ def levenberg_marquardt(
     return Solution(best, energies, history, jnp.arange(rows), k - 1, converged & finite, finite, quadratic.hessian)
 
 
-def _clipped(face: FaceParameters) -> FaceParameters:
-    return dataclasses.replace(face, expression=jnp.clip(face.expression, 0.0, 1.0))
-
-
 def bounded_step(
     quadratic: Quadratic, face: FaceParameters, free: Float[Array, " step"], damping: Float[Array, ""]
 ) -> Float[Array, " step"]:
-    """Minimiser of the damped quadratic over the free entries, expression weights staying in [0, 1]."""
+    """Minimiser of the damped quadratic over the free entries, expression weights staying in their limits."""
     hessian = quadratic.hessian + jnp.diag(damping * jnp.diag(quadratic.hessian))
     at = face.layout.block("expression")
-    return bounded_minimiser(hessian, quadratic.gradient, free > 0, at, -face.expression, 1.0 - face.expression)[0]
+    low, high = face.limits - face.expression
+    return bounded_minimiser(hessian, quadratic.gradient, free > 0, at, low, high)[0]
 
 
 def bounded_minimiser(
@@ -351,7 +348,7 @@ class AbstractIterative(AbstractSolver):
             if total < lowest:
                 best_face, best = face, values
             converged = stale >= self.patience
-        best_face = _clipped(best_face)
+        best_face = within_limits(best_face)
         return Solution(
             best_face,
             jnp.asarray(_energies(terms, best_face)),
@@ -422,7 +419,7 @@ class FirstOrder(AbstractIterative):
             inner, face = carry
             gradient = jax.grad(lambda y: jnp.sum(energies(terms, _moved(face, free, y))))(jnp.zeros_like(free))
             update, inner = optimiser.update(gradient, inner, jnp.zeros_like(free))
-            return (inner, _clipped(_moved(face, free, update))), None
+            return (inner, within_limits(_moved(face, free, update))), None
 
         state, _ = lax.scan(step, state, length=self.stride)
         return state, state[1], energies(terms, state[1])
@@ -541,7 +538,7 @@ class StochasticNewton(AbstractIterative):
             drawn = {name: term.subset(key, self.count, face) for name, term in terms.items()}
             gradient = jax.grad(lambda s: jnp.sum(energies(drawn, retract(face, s))))(jnp.zeros_like(free))
             rate = self.rate * 0.1 ** (done / self.steps)
-            return (_clipped(retract(face, -rate * scale * gradient)), done + 1), None
+            return (within_limits(retract(face, -rate * scale * gradient)), done + 1), None
 
         keys = jax.random.split(key, self.stride + 1)
         (face, done), _ = lax.scan(step, (face, done), keys[1:])

@@ -65,8 +65,11 @@ class SolverModel(eqx.Module):
     proxy_triangles: Int[Array, "triangle 3"]
     skin: SkinSamples
     free_units: Float[Array, " unit"]  # 1 for expression units that a photo can show
+    limits: Float[Array, "2 unit"]  # of expression weights
     identity_rank: int = eqx.field(static=True)
     albedo_rank: int = eqx.field(static=True)
+    # Whether expressions are principal components, whose prior is N(0, 1), rather than units of which most rest.
+    gaussian_expression: bool = eqx.field(static=True, default=False)
 
 
 # Gaze cannot be seen in 68 landmarks or on skin, mouthClose only corrects jawOpen, and the tongue is not skin.
@@ -129,8 +132,10 @@ def solver_model(model: MorphableModel, blocks: int = 8) -> SolverModel:
         proxy_triangles=jnp.asarray(renumbered.reshape(-1, 3), jnp.int32),
         skin=skin,
         free_units=jnp.asarray(free, jnp.float32),
+        limits=jnp.asarray(model.expression_limits),
         identity_rank=model.shape.rank,
         albedo_rank=rank,
+        gaussian_expression=model.expression_kind == "components",
     )
 
 

@@ -209,8 +209,13 @@ _ALONE = 0.1  # chance that a paired movement shows on one side only
 
 
 def draw_expression(model: MorphableModel, key: Key[Array, ""]) -> Float[Array, " unit"]:
-    """Weights in [0, 1] of a face among people: a few units of 52 active, the sides mostly paired."""
+    """Weights in [0, 1] of a face among people: a few units of 52 active, the sides mostly paired.
+
+    Of a model whose expressions are principal components, a draw from their distribution.
+    """
     names = model.expression_names
+    if model.expression_kind == "components":
+        return jnp.clip(jax.random.normal(key, (len(names),)), *model.expression_limits)
     left = np.array([name.endswith("Left") for name in names])
     right = np.array([name.endswith("Right") for name in names])
     total = jnp.zeros(len(names))
@@ -321,7 +326,9 @@ def _draw(model: MorphableModel, key: Key[Array, ""], settings: dict[str, Array]
     pose = _posed(model, mesh.vertices, numbers[3:9], focal, centre, settings)
     light = draw_light(keys[4])
     face = dataclasses.replace(
-        start_parameters(model.shape.rank, len(model.expression_names), model.albedo.rank),
+        start_parameters(
+            model.shape.rank, len(model.expression_names), model.albedo.rank, jnp.asarray(model.expression_limits)
+        ),
         identity=identity,
         expression=expression,
         albedo=albedo,

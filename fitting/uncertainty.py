@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 from fitting.energies import BlockPrior, DistancePrior, LandmarkTerm, PhotometricTerm
 from fitting.fit import Fit
 from fitting.heat_map import heat_map
-from fitting.parameters import FaceParameters, retract
+from fitting.parameters import FaceParameters, retract, within_limits
 from fitting.terms import AbstractResidualTerm, Terms, WeightedTerm
 from morphable.model import MorphableModel
 
@@ -81,12 +81,12 @@ class Posterior:
         return np.sqrt(np.maximum(np.diag(self.error)[at], 0.0))
 
     def sample(self, key: Key[Array, ""]) -> FaceParameters:
-        """A face that could have been the true one; expression weights are clipped to [0, 1]."""
+        """A face that could have been the true one; expression weights are clipped to their limits."""
         values, vectors = np.linalg.eigh(self._scaled(self.covariance))
         root = self._scale()[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
         draw = np.asarray(jax.random.normal(key, (len(values),)))
         face = retract(self.face, jnp.asarray(self.offset + root @ draw, jnp.float32))
-        return dataclasses.replace(face, expression=jnp.clip(face.expression, 0.0, 1.0))
+        return within_limits(face)
 
     def _scale(self):
         return np.sqrt(np.maximum(np.diag(self.error), 1e-30))

@@ -66,8 +66,8 @@ class MorphableModel(eqx.Module):
     def __check_init__(self):
         if self.expression_kind not in ("units", "components"):
             raise ValueError(
-                f"MorphableModel: got expression_kind {self.expression_kind!r}, expected 'units' (weights in [0, 1]) or "
-                "'components' (standard deviations)."
+                f"MorphableModel: got expression_kind {self.expression_kind!r}, expected 'units' (weights in [0, 1]) "
+                "or 'components' (standard deviations)."
             )
         units = len(self.expression_names)
         if self.expression.shape[-1] != units:

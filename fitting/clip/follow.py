@@ -178,6 +178,14 @@ class FrameFitter:
             self._rows[stage] = self._stages[stage].row(seen.problem)
         return self._rows[stage]
 
+    def moved(self, motion: Motion, step) -> Motion:
+        """The motion after a step, expression weights between the model's limits."""
+        return moved(motion, step, np.asarray(self.fitter.solver_model.limits, float))
+
+    def bounds(self, motion: Motion):
+        """Between which steps expression weights stay between the model's limits."""
+        return bounds(motion, np.asarray(self.fitter.solver_model.limits, float))
+
     def believing(self, seen: Seen, motion: Motion, frame: int = 0, stage: str = "fine") -> Seen:
         """The frame with its skin samples weighed as they are seen from a pose."""
         weight = _begun(seen.problem, self._face(seen, motion, frame), self.row(stage, seen))
@@ -194,6 +202,7 @@ class FrameFitter:
             pose=jaxlie.SE3(single(np.r_[quaternion, motion.place[frame]])),
             log_focal=single(np.log(self.who.focal_px * seen.zoom)),
             offset=single(motion.offset[frame]),
+            limits=self.fitter.solver_model.limits,
         )
 
     def linearise(self, seen: Seen, motion: Motion, frame: int, stage: str = "fine"):
@@ -223,7 +232,7 @@ class FrameFitter:
     def solve(self, seen: Seen, start: Motion, stage: str, free: np.ndarray, steps: int, tolerance: float) -> Motion:
         """One frame by Levenberg-Marquardt."""
         return chain_least_squares(
-            lambda m: self.chain([seen], m, stage), moved, bounds, start, free, steps, tolerance
+            lambda m: self.chain([seen], m, stage), self.moved, self.bounds, start, free, steps, tolerance
         ).state
 
     def unlike(self, seen: Seen, photometric: float) -> float:

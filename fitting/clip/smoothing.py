@@ -14,6 +14,7 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from fitting.clip.banded import Chain, Rows
+from fitting.parameters import unit_limits
 
 Matrices = Float[np.ndarray, "frame 3 3"]
 
@@ -89,9 +90,10 @@ class Blocks:
         return self.units + 42
 
 
-def moved(motion: Motion, step: Rows) -> Motion:
-    """The motion after a step; poses move in their tangent space, as `fitting.parameters.retract` moves them."""
+def moved(motion: Motion, step: Rows, limits: Float[np.ndarray, "2 unit"] | None = None) -> Motion:
+    """The motion after a step, expression weights between their limits (None: 0 and 1); poses move in their tangent space, as `fitting.parameters.retract` moves them."""
     at = Blocks(motion.expression.shape[1])
+    low, high = unit_limits(at.units) if limits is None else limits
     turn, shift = exponential(step[:, at.pose])
     return replace(
         motion,
@@ -99,18 +101,19 @@ def moved(motion: Motion, step: Rows) -> Motion:
         place=motion.place + np.einsum("tij,tj->ti", motion.rotation, shift),
         velocity=motion.velocity + step[:, at.velocity],
         # The step ends on the bounds up to rounding.
-        expression=np.clip(motion.expression + step[:, at.expression], 0.0, 1.0),
+        expression=np.clip(motion.expression + step[:, at.expression], low, high),
         light=motion.light + step[:, at.light],
         offset=motion.offset + step[:, at.offset],
     )
 
 
-def bounds(motion: Motion) -> tuple[Rows, Rows]:
-    """Between which steps expression weights stay in [0, 1]."""
+def bounds(motion: Motion, limits: Float[np.ndarray, "2 unit"] | None = None) -> tuple[Rows, Rows]:
+    """Between which steps expression weights stay between their limits (None: 0 and 1)."""
     at = Blocks(motion.expression.shape[1])
+    lowest, highest = unit_limits(at.units) if limits is None else limits
     low = np.full((len(motion), at.size), -np.inf)
     high = -low
-    low[:, at.expression], high[:, at.expression] = -motion.expression, 1 - motion.expression
+    low[:, at.expression], high[:, at.expression] = lowest - motion.expression, highest - motion.expression
     return low, high
 
 

@@ -26,7 +26,7 @@ from fitting.clip.frames import ClipWriter, VideoError, describe_video, read_fra
 from fitting.clip.key_frames import Identity, find_identity
 from fitting.clip.lid_opening import EyeDark, lid_openings
 from fitting.clip.motion import Steadiness, Track, model_provenance, steadiness
-from fitting.clip.smoothing import Motion, MotionPrior, added, bounds, logarithm, motion_chain, moved
+from fitting.clip.smoothing import Motion, MotionPrior, added, logarithm, motion_chain
 from fitting.fit import Fit, Fitter
 from fitting.observation import Photo
 from fitting.output import OutputError, check_writable
@@ -309,7 +309,7 @@ def refine(
     def linearise(at: Motion):
         return added([frames.chain(observed, at), motion_chain(at, settings.prior, sigma, anchor is None)])
 
-    solution = chain_least_squares(linearise, moved, bounds, motion, free, settings.steps, 1e-4)
+    solution = chain_least_squares(linearise, frames.moved, frames.bounds, motion, free, settings.steps, 1e-4)
     return solution.state.part(slice(held, None))
 
 
