@@ -49,8 +49,8 @@ class Attribute(NamedTuple):
     def __str__(self) -> str:
         verdict = "" if self.meaningful else f"; not above chance, {self.chance:.2f}: do not trust it"
         return (
-            f"{self.name}: {self.mean:.3g} ± {self.deviation:.3g} in {self.labelled} shapes, predicted with correlation "
-            f"{self.correlation:.2f} (leave one out, {self.rank} coefficients){verdict}"
+            f"{self.name}: {self.mean:.3g} ± {self.deviation:.3g} in {self.labelled} shapes, predicted with "
+            f"correlation {self.correlation:.2f} (leave one out, {self.rank} coefficients){verdict}"
         )
 
 
