@@ -1,4 +1,4 @@
-"""Exact closest points on a triangle mesh, for scans: vectorised, with search trees, no geometry library."""
+"""Exact closest points on a triangle mesh: vectorised, with search trees, no geometry library."""
 
 from typing import NamedTuple
 
@@ -36,6 +36,7 @@ class SurfaceSearch:
         area = np.linalg.norm(normals, axis=1)
         # A triangle without area has no plane, and its edges belong to its neighbours.
         solid = area > 1e-14 * max(float(area.max()), 1e-300)
+        self.solid = np.flatnonzero(solid)  # the mesh's triangles that are searched: triangle k here is solid[k] there
         self.corners, self.normals = corners[solid], normals[solid] / area[solid, None]
         if not solid.any():
             raise SurfaceError(f"mesh: got {len(triangles)} triangles without area, expected a surface. Is it a curve?")
