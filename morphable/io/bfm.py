@@ -453,15 +453,15 @@ def _read_deep3d(arrays: Mapping[str, Any], source: Source) -> Contents:
 # --- 3DDFA
 
 _POSE, _SHAPE, _EXPRESSION = 12, 40, 10  # of 3DDFA's 62 parameters
-_FIRST_MODE_MM, _DECAY = 4.0, 0.6
+_FIRST_MODE_MM, _DECAY = 3.0, 0.65
 
 
 def _read_3ddfa(arrays: Mapping[str, Any], source: Source) -> Contents:
     """Coefficients' deviations are not in the file: its shape basis is orthonormal, and 3DDFA's networks predict µm.
 
     `param_mean_std_62d_120x120.pkl`, which lies beside the file where it is published, has the deviations of the
-    parameters of 300W-LP. Without it the modes get a power law, 4 mm (root mean square over the vertices) for the first
-    and k^-0.6 of that for the k-th, about what PCA of faces gives. The parameters' means are a bias of that dataset's
+    parameters of 300W-LP. Without it the modes get a power law, 3 mm (root mean square over the vertices) for the first
+    and k^-0.65 of that for the k-th, as in facefit's own head (2.9 mm, and k^-0.66 to the 40th). The parameters' means are a bias of that dataset's
     fits and are left out. The triangles of version 3 are in `tri.pkl` beside it (`bfm/bfm.py`); without that file those
     in the model's count.
     """
@@ -497,11 +497,9 @@ def _read_3ddfa(arrays: Mapping[str, Any], source: Source) -> Contents:
     beside = source.path.with_name("tri.pkl")
     held = arrays
     if beside != source.path and beside.is_file():
-        from morphable.io.pickles import read_pickle
+        from morphable.io.pickles import unpickle
 
-        found = read_pickle(beside)
-        found = found.get("tri") if isinstance(found, Mapping) else found
-        held, source = {"tri": found}, Source(beside, "")
+        held, source = {"tri": unpickle(beside.read_bytes(), str(beside))}, Source(beside, "")
     return Contents(
         name="3DDFA's Basel Face Model 2009 without neck",
         format="3ddfa",
