@@ -71,11 +71,10 @@ def complete(contents: Contents, source: Source, head: MorphableModel) -> Morpha
     skin_triangles = triangles[skin[triangles].all(axis=1)]
     given = _given_landmarks(contents)
     laid = register(head, (mean, skin_triangles), given)
-    head_parts = _parts_of(head)
-    to_head = _map_to_head(mean, triangles, parts, part_names, laid.vertices, head, head_parts)
+    to_head = map_parts(mean, triangles, parts, part_names, laid.vertices, head)
     near = np.clip((_REACH_MM - to_head.distance) / (_REACH_MM - _SOFT_MM), 0.0, 1.0)
     carry = lambda values: to_head(np.asarray(values, float))  # noqa: E731
-    onto = _onto(laid.vertices, head, head_parts, mean, skin_triangles)
+    onto = _onto(laid.vertices, head, mean, skin_triangles)
 
     centre = _between_eyes(contents, head, laid, mean)
     landmarks = _landmarks(contents, head, onto)
@@ -170,11 +169,6 @@ def _parts(contents: Contents) -> tuple[Int[np.ndarray, " vertex"], tuple[str, .
     return other.astype(np.int64), ("skin", "other") if other.any() else ("skin",)
 
 
-def _parts_of(head: MorphableModel) -> dict[str, Int[np.ndarray, "triangle 3"]]:
-    triangles = np.asarray(head.triangles)
-    return {name: triangles[head.part(name).triangles] for name in head.part_names}
-
-
 def _given_landmarks(contents: Contents) -> Float[np.ndarray, "68 3"] | None:
     """Where the file has the 68 points, NaN where it does not say; None where it has too few to align by."""
     if contents.landmarks is None:
@@ -185,16 +179,20 @@ def _given_landmarks(contents: Contents) -> Float[np.ndarray, "68 3"] | None:
     return points if np.isfinite(points[17:]).all(axis=1).sum() >= 8 else None
 
 
-def _map_to_head(
+def map_parts(
     mean: Float[np.ndarray, "vertex 3"],
     triangles: Int[np.ndarray, "triangle 3"],
     parts: Int[np.ndarray, " vertex"],
     part_names: tuple[str, ...],
     laid: Float[np.ndarray, "headvertex 3"],
     head: MorphableModel,
-    head_parts: dict[str, Int[np.ndarray, "headtriangle 3"]],
 ) -> SurfaceMap:
-    """Each vertex's place on the laid head: skin on skin, and parts on the part of the same name."""
+    """Each vertex's place on a registered head: skin on skin, and other parts on the part of the same name.
+
+    The distance is infinite at vertices without triangles.
+    """
+    of_head = np.asarray(head.triangles)
+    head_parts = {name: of_head[head.part(name).triangles] for name in head.part_names}
     normals = unit_normals(mean, triangles)
     used = np.zeros(len(mean), bool)
     used[triangles] = True
@@ -232,7 +230,7 @@ class _Onto(NamedTuple):
     find: Callable[[SurfacePoints], tuple[Int[np.ndarray, "point 3"], Float[np.ndarray, "point 3"]]]
 
 
-def _onto(laid, head: MorphableModel, head_parts, mean, skin_triangles) -> _Onto:
+def _onto(laid, head: MorphableModel, mean, skin_triangles) -> _Onto:
     normals = unit_normals(laid, np.asarray(head.triangles))
 
     def find(points: SurfacePoints):
