@@ -99,7 +99,8 @@ def _read(folder: Mapping[str, Any], source: Source) -> Contents:
         triangles, uv, origin = split_seams(triangles, places, corners, count)
         notes.append("texture coordinates of all materials share one map: the kit's own textures do not fit it")
     if rig is not None:
-        rig = Rig(rig.joints, rig.weights[origin], rig.gaze, rig.names, rig.parents)
+        weights = jnp.asarray(np.asarray(rig.weights)[origin])
+        rig = Rig(rig.joints, weights, rig.gaze, rig.names, rig.parents)
 
     def placed(values: np.ndarray) -> np.ndarray:
         return (_CM * values[origin]).astype(np.float32)
