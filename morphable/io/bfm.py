@@ -98,7 +98,8 @@ def modes(
     arrays: Mapping[str, Any], name: str, source: Source, count: int, deviations: np.ndarray | float = 1.0
 ) -> Float[np.ndarray, "vertex 3 rank"]:
     """A basis (3 vertices, rank) in the file's unit, each column times its standard deviation."""
-    basis = array(arrays, name, source, (3 * count, None)).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # of damaged files; `checked` finds what is not finite
+        basis = array(arrays, name, source, (3 * count, None)).astype(np.float32)
     if isinstance(deviations, np.ndarray):
         if len(deviations) < basis.shape[1]:
             raise ModelFileError(
@@ -106,7 +107,8 @@ def modes(
                 "expected one for each. Is the file complete?"
             )
         deviations = deviations[: basis.shape[1]].astype(np.float32)
-    return (basis * deviations).reshape(count, 3, -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (basis * deviations).reshape(count, 3, -1)
 
 
 def from_variances(values: np.ndarray, what: str, source: Source) -> np.ndarray:
@@ -461,9 +463,9 @@ def _read_3ddfa(arrays: Mapping[str, Any], source: Source) -> Contents:
 
     `param_mean_std_62d_120x120.pkl`, which lies beside the file where it is published, has the deviations of the
     parameters of 300W-LP. Without it the modes get a power law, 3 mm (root mean square over the vertices) for the first
-    and k^-0.65 of that for the k-th, as in facefit's own head (2.9 mm, and k^-0.66 to the 40th). The parameters' means are a bias of that dataset's
-    fits and are left out. The triangles of version 3 are in `tri.pkl` beside it (`bfm/bfm.py`); without that file those
-    in the model's count.
+    and k^-0.65 of that for the k-th, as in facefit's own head (2.9 mm, and k^-0.66 to the 40th). The parameters' means
+    are a bias of that dataset's fits and are left out. The triangles of version 3 are in `tri.pkl` beside it
+    (`bfm/bfm.py`); without that file those in the model's count.
     """
     unit_mm = 1e-3
     mean = points(arrays, "u", source) * unit_mm
@@ -474,8 +476,9 @@ def _read_3ddfa(arrays: Mapping[str, Any], source: Source) -> Contents:
     deviations = _parameter_deviations(source)
     if deviations is not None:
         shape, face = deviations[_POSE : _POSE + _SHAPE], deviations[_POSE + _SHAPE :]
-        identity, expression = identity[..., :_SHAPE] * shape[: identity.shape[-1]], expression[..., :_EXPRESSION]
-        expression = expression * face[: expression.shape[-1]]
+        identity, expression = identity[..., :_SHAPE], expression[..., :_EXPRESSION]
+        with np.errstate(over="ignore", invalid="ignore"):
+            identity, expression = identity * shape[: identity.shape[-1]], expression * face[: expression.shape[-1]]
         notes.append("standard deviations are those of 300W-LP's parameters")
     else:
         lengths = np.linalg.norm(identity, axis=(0, 1)) / unit_mm

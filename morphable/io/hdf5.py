@@ -49,12 +49,12 @@ class _Budget(io.RawIOBase):
     """The file, until four times its size was read: enough for each byte and its place in the indices."""
 
     def __init__(self, raw: Any, size: int):
-        self._raw_file, self._left = raw, 4 * size + (8 << 20)
+        self._raw_file, self._left = raw, 4 * size + (16 << 20)
 
     def read(self, size: int = -1) -> bytes:
         data = self._raw_file.read(size)
         # Small reads cost time, not bytes: a cycle of them must end, too.
-        self._left -= max(len(data), 64)
+        self._left -= max(len(data), 256)
         if self._left < 0:
             raise ValueError("its index leads around in circles")
         return data
@@ -78,7 +78,8 @@ def _read(raw: Any, size: int) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     left = allowance(size)
     entries = 0
-    pending: list[tuple[str, Any, int]] = [("", pyfive.File(_Budget(raw, size)), 0)]
+    file: Any = _Budget(raw, size)
+    pending: list[tuple[str, Any, int]] = [("", pyfive.File(file), 0)]
     while pending:
         prefix, group, depth = pending.pop()
         for name in group:

@@ -46,7 +46,7 @@ def write_lyhm(folder: Path, seed: int = 0) -> Path:
         },
         "tri": {"faces": (truth["triangles"][:, [0, 2, 1]] + 1).astype(np.float64)},
     }
-    scipy.io.savemat(path, arrays, do_compression=True)
+    scipy.io.savemat(path, arrays)
     return path
 
 
