@@ -28,7 +28,7 @@ from morphable.registration.target import TargetSurface, outward_normals
 class NonrigidSettings:
     """The schedule of a non-rigid ICP. Lengths in mm; pairs are at the first and the last stiffness."""
 
-    stiffness: tuple[float, ...] = (30.0, 20.0, 13.0, 9.0, 6.0)  # smoothing lengths, one after the other
+    stiffness: tuple[float, ...] = (15.0, 9.0, 6.0)  # smoothing lengths, one after the other
     landmarks: tuple[float, float] = (1.0, 0.0)  # factor of the landmarks' precision
     rounds: int = 3  # at most, for each stiffness
     settled: float = 0.02  # mean motion of the nodes in a round, below which the next stiffness follows
@@ -36,7 +36,7 @@ class NonrigidSettings:
     robust: tuple[float, float] = (4.0, 1.0)  # a counterpart at this distance draws with a quarter of its weight
     facing: float = 0.6  # least cosine between the normals of a point and of its counterpart
     tangential: float = 0.1  # precision of the motion within the plane, relative to that across it
-    stay: float = 0.002  # precision of the start, relative: what no counterpart draws returns to it
+    hold: float = 80.0  # what no counterpart draws goes with its surroundings this far, and then returns to the start
     nodes: int = 6000  # at most; larger templates are solved on a subset
 
 
@@ -81,7 +81,7 @@ def nonrigid_icp(
         along = level / max(levels - 1, 1)
         reach, robust = (a * (b / a) ** along for a, b in (settings.reach, settings.robust))
         fading = settings.landmarks[0] + along * (settings.landmarks[1] - settings.landmarks[0])
-        fixed = length**4 * bending + sp.diags(np.kron(settings.stay * area, [spacing**2 * 0.1] * 3 + [1.0]))
+        fixed = length**4 * bending + _hold((length / settings.hold) ** 4 * area, spacing)
         pulled = np.zeros((4 * count, 3))
         if rows is not None and known is not None and fading > 0:
             # A landmark counts as the patch that the smoothing length makes of it.
@@ -199,6 +199,11 @@ def _bending(rest: Float[np.ndarray, "node 3"], edges: Int[np.ndarray, "edge 2"]
     rows, columns, values = (np.concatenate(x) for x in zip(*entries, strict=True))
     difference = sp.csr_matrix((values, (rows, columns)), shape=(4 * number, 4 * count))
     return sp.csr_matrix(difference.T @ difference), typical
+
+
+def _hold(precision: Float[np.ndarray, " node"], spacing: float) -> sp.dia_matrix:
+    """Precision of the nodes' start, in shift and, over an edge's length, in linear part."""
+    return sp.diags(np.kron(precision, [0.1 * spacing**2] * 3 + [1.0]))
 
 
 def _known_marks(marks: Marks | None, graph: Graph) -> Marks | None:

@@ -24,6 +24,7 @@ from morphable.registration.template import Template
 _FRONT_MM = 75.0  # around the nose: what a start without landmarks looks at
 _FEW = 8  # modes of its rough face
 _MISS_MM, _LOST_MM = 15.0, 6.0  # what a point without counterpart counts; mean distance that is no face
+_TURNED = np.deg2rad(40)  # a face turned farther than this does not look along +z
 _SEARCH = SurfaceFitSettings(rounds=12, reach=(60.0, 15.0), robust=(25.0, 5.0), facing=0.3, points=500)
 
 
@@ -35,8 +36,8 @@ class RegistrationError(ValueError):
 class RegistrationSettings:
     """How a template is registered. Lengths in mm."""
 
-    landmark_sigma: float = 1.5  # of a landmark's place, the template's definition of it included
-    jaw_sigma: float = 4.0  # of the 17 jaw points, which annotators place by the outline
+    landmark_sigma: float = 1.0  # of a landmark's place, the template's definition of it included
+    jaw_sigma: float = 3.0  # of the 17 jaw points, which annotators place by the outline
     surface: SurfaceFitSettings = SurfaceFitSettings()
     nonrigid: NonrigidSettings = NonrigidSettings()
     matched: float = 3.0  # a template vertex farther from the target has no counterpart
@@ -59,7 +60,7 @@ class Registration:
 def register(
     model: MorphableModel | Template,
     target: Mesh | tuple[np.ndarray, np.ndarray],
-    landmarks: Float[np.ndarray, "68 3"] | None = None,
+    landmarks: Float[np.ndarray, "mark 3"] | None = None,
     *,
     start: Similarity | None = None,
     scaled: bool | None = None,
@@ -165,27 +166,17 @@ def facing_start(
     They start with nose tip on foremost point, of the whole target and of bands of its height, as a cap's peak or a
     chin may be in front of the nose, and with the head level, raised or bowed; the mean's form follows roughly.
     """
-    own = np.einsum("lk,lkc->lc", template.weights, template.process.mean[template.corners])
-    tip = own[30]
-    near = np.linalg.norm(template.process.mean - tip, axis=1) < _FRONT_MM
-    pull = template.pull * near
-    few = template.process.modes.shape[2]
     process = template.process
+    drawn = process.mean[template.pull > 0]
+    tip = _noses(drawn)[0]
+    pull = template.pull * (np.linalg.norm(process.mean - tip, axis=1) < _FRONT_MM)
+    few = process.modes.shape[2]
     smooth = 0 if few else _FEW
     process = DeformationProcess(
         process.mean, process.modes[..., :_FEW], process.fields[:, :smooth], process.spread[:, :smooth]
     )
     surface = TargetSurface(vertices, triangles)
-    used = vertices[np.unique(triangles)]
-    middle = (used[:, 0].min() + used[:, 0].max()) / 2
-    central = used[np.abs(used[:, 0] - middle) < 35]
-    if len(central) == 0:
-        central = used
-    low, high = central[:, 1].min(), central[:, 1].max()
-    share = (central[:, 1] - low) / max(high - low, 1e-9)
-    bands = [(0.0, 1.0), (0.2, 0.8), (0.35, 0.65), (0.4, 0.9), (0.1, 0.6)]
-    noses = [central[(share >= a) & (share <= b)] for a, b in bands]
-    noses = np.unique([x[x[:, 2].argmax()] for x in noses if len(x)], axis=0)
+    noses = _noses(vertices[np.unique(triangles)])
     best, least = None, np.inf
     for nose in noses:
         for pitch in np.deg2rad([-15.0, 0.0, 15.0]):
@@ -197,6 +188,8 @@ def facing_start(
             normals = outward_normals(shape, template.triangles)[pull > 0]
             found = surface.match(fit.similarity(shape[pull > 0]), fit.similarity.turn(normals), _MISS_MM, 0.5)
             misfit = np.where(found.valid, np.abs(found.distance), _MISS_MM).mean()
+            if np.trace(fit.similarity.rotation) < 1 + 2 * np.cos(_TURNED):
+                continue
             if misfit < least:
                 best, least = fit.similarity, misfit
     if best is None or least > _LOST_MM:
@@ -205,6 +198,21 @@ def facing_start(
             f"{_LOST_MM:.0f} mm. Without landmarks a face must look along +z, y up, in mm; or give landmarks."
         )
     return best
+
+
+def _noses(points: Float[np.ndarray, "point 3"]) -> Float[np.ndarray, "nose 3"]:
+    """Where a nose's tip may be: the foremost central point, and those of bands of the height."""
+    middle = (points[:, 0].min() + points[:, 0].max()) / 2
+    central = points[np.abs(points[:, 0] - middle) < 35]
+    if len(central) == 0:
+        central = points
+    low, high = central[:, 1].min(), central[:, 1].max()
+    share = (central[:, 1] - low) / max(high - low, 1e-9)
+    bands = [(0.0, 1.0), (0.2, 0.8), (0.35, 0.65), (0.4, 0.9), (0.1, 0.6)]
+    inside = [central[(share >= a) & (share <= b)] for a, b in bands]
+    noses = np.stack([x[x[:, 2].argmax()] for x in inside if len(x)])
+    _, first = np.unique(noses, axis=0, return_index=True)
+    return noses[np.sort(first)]
 
 
 def _refuse_far(apart, valid, settings: RegistrationSettings) -> None:

@@ -26,7 +26,9 @@ class TargetSurface:
 
     def __init__(self, vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"]):
         self.search = SurfaceSearch(np.asarray(vertices, float), np.asarray(triangles))
-        unique, welded = np.unique(np.asarray(vertices, float), axis=0, return_inverse=True)
+        # Seams' copies may differ by rounding; a millionth of the mesh's size is no distance.
+        grain = 1e-6 * np.ptp(self.search.corners.reshape(-1, 3), axis=0).max()
+        unique, welded = np.unique(np.round(np.asarray(vertices, float) / grain), axis=0, return_inverse=True)
         self._triangles = welded.ravel()[np.asarray(triangles)[self.search.solid]]
         self.rim = rim_vertices(self._triangles, len(unique))
         corners = self.search.corners

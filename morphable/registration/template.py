@@ -14,14 +14,14 @@ from morphable.registration.alignment import AlignmentError, similarity
 from morphable.registration.gaussian_process import (
     DeformationProcess,
     Gaussian,
-    even_samples,
     kernel_fields,
+    mesh_samples,
 )
 from morphable.registration.target import outward_normals
 
 # Heads of one another: broad differences, features, details. With a model's own modes the kernels are what these leave.
-FREE = (Gaussian(4.0, 70.0), Gaussian(2.5, 40.0), Gaussian(1.2, 20.0))
-BESIDE_MODES = (Gaussian(0.7, 40.0), Gaussian(0.5, 20.0))
+FREE = (Gaussian(4.0, 70.0), Gaussian(2.5, 40.0), Gaussian(1.2, 20.0), Gaussian(1.0, 10.0))
+BESIDE_MODES = (Gaussian(0.7, 40.0), Gaussian(0.5, 20.0), Gaussian(0.3, 10.0))
 ASYMMETRY = 0.3  # of the deviations: faces are symmetric but for a tenth of their variance
 STRAIN = 0.05  # one standard deviation of width, length and depth, for a template without modes
 _SAMPLES = 900  # of Nystroem's formula
@@ -48,14 +48,14 @@ class Template:
         prior: Literal["model", "kernel"] = "model",
         modes: int | None = None,
         expressions: float = 0.0,
-        fields: int = 220,
+        fields: int = 400,
     ) -> "Template":
         """The model's mean as a template.
 
         prior: "model" deforms as its identity modes do, of which the first `modes`, and a little smoothly besides;
             "kernel" is smooth only, for a template whose modes should not be believed or that has none.
         expressions: standard deviation of the expression units' weights; 0 for neutral targets.
-        fields: number of smooth scalar modes, each for x, y and z.
+        fields: number of smooth scalar modes, each for x, y and z; 0 for the model's own space.
         """
         mean = np.asarray(model.mean, float)
         skin = _skin_triangles(model)
@@ -66,7 +66,7 @@ class Template:
         smile = expressions * np.asarray(model.expression, float)
         space = np.concatenate([identity, smile], axis=2) if expressions > 0 else identity
         alone = identity.shape[2] == 0
-        samples = mean[on_skin[even_samples(mean[on_skin], _SAMPLES)]]
+        samples = mean[on_skin[mesh_samples(len(on_skin), _SAMPLES)]]
         smooth, spread = _symmetric_fields(mean, samples, FREE if alone else BESIDE_MODES, fields, alone)
         carried = _other_pieces(model, on_skin)
         names = [model.part_names[int(np.asarray(model.part_of_vertex)[ids[0]])] for ids in carried]
@@ -170,7 +170,7 @@ def _in_cavity(vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarra
     on = np.unique(triangles)
     normals = outward_normals(vertices, triangles)[on]
     points = vertices[on]
-    walls = even_samples(points, min(len(points), 3000))
+    walls = mesh_samples(len(points), 3000)
     tree = KDTree(points[walls])
     out = np.zeros(len(vertices), bool)
     for k, near in enumerate(tree.query_ball_point(points, _CAVITY_MM)):
