@@ -3,27 +3,21 @@
 Exit codes: 0 success, 1 the fit failed (what was computed is written all the same), 2 bad input, 130 interrupted.
 """
 
-import contextlib
 import functools
 import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-SUCCESS, FIT_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+from fitting.command import BAD_INPUT, FIT_FAILED, INTERRUPTED, SUCCESS, UsageError, stage
+from fitting.model_commands import model_app
 
 app = tyro.extras.SubcommandApp()
-model_app = tyro.extras.SubcommandApp()
 evaluate_app = tyro.extras.SubcommandApp()
-
-
-class UsageError(ValueError):
-    """An option that cannot be understood."""
 
 
 @app.command(name="fit")
@@ -82,7 +76,7 @@ def fit(
     from fitting.observation import read_landmarks, read_mask, read_photo
     from fitting.schedule import coarse_to_fine
 
-    with _stage(console, "reading the photo"):
+    with stage(console, "reading the photo"):
         picture = read_photo(photo)
         allowed = None if mask is None else read_mask(mask, picture)
         for note in picture.notes:
@@ -90,14 +84,14 @@ def fit(
     if landmarks is not None:
         faces = [Face.from_landmarks(read_landmarks(landmarks, picture), picture)]
     else:
-        with _stage(console, "looking for faces"):
+        with stage(console, "looking for faces"):
             faces = detect_faces(picture, box=region, all_faces=all_faces)
     for index, face in enumerate(faces):
         x0, y0, x1, y1 = (round(float(v)) for v in face.box)
         console.print(f"  face {index}: {face.source}, box {x0},{y0},{x1},{y1}")
         if face.truncated:
             console.print("  it is cut by the photo's border: what lies outside is the model's guess")
-    with _stage(console, "loading the model"):
+    with stage(console, "loading the model"):
         fitter = Fitter(morphable.load(model))
     failed = False
     for index, face in enumerate(faces):
@@ -111,7 +105,7 @@ def fit(
             console.print(
                 f"  {share:.0f} % of the face is covered" if result.labels.found else "  nothing covers the face"
             )
-        with _stage(console, f"writing {target}"):
+        with stage(console, f"writing {target}"):
             options = {
                 "photo": str(photo),
                 "box": region,
@@ -184,11 +178,11 @@ def rig(
         from fitting.known_cameras import cameras_of, read_cameras
 
         known = cameras_of(read_cameras(cameras), paths)
-    with _stage(console, "looking for faces"):
+    with stage(console, "looking for faces"):
         given = read_set(paths, landmarks, console.print)
-    with _stage(console, "loading the model"):
+    with stage(console, "loading the model"):
         fitter = Fitter(morphable.load(model))
-    with _stage(console, "fitting"):
+    with stage(console, "fitting"):
         joint = fit_together(
             fitter,
             given.sources,
@@ -211,7 +205,7 @@ def rig(
         "pupils_mm": pupils_mm,
         "plain": plain,
     }
-    with _stage(console, f"writing {out}"), output_folder(out) as folder:
+    with stage(console, f"writing {out}"), output_folder(out) as folder:
         own = None if plain else personal_rig(fitter, joint, given.sources)
         scale = write_rig(folder, joint, given, own, pupils_mm, options)
     console.print(f"  {scale}")
@@ -271,7 +265,7 @@ def track(
         from fitting.clip.tracking import track as track_video
 
         settings = TrackSettings(key_frames=key_frames)
-        with _stage(console, "loading the model"):
+        with stage(console, "loading the model"):
             head = morphable.load(model)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             tasks: dict[str, Any] = {}
@@ -292,7 +286,7 @@ def track(
                 progress=progress,
             )
         rate = max(clip.rate, 1.0) if fps is None else fps
-        with _stage(console, f"writing {out}"), output_folder(out) as folder:
+        with stage(console, f"writing {out}"), output_folder(out) as folder:
             notes = write_track(folder, video, done.track, head, done.key_frames, fps=rate, obj_sequence=obj_sequence)
         for note in notes:
             say(f"  {note}")
@@ -372,83 +366,7 @@ def synthesize(
     return SUCCESS
 
 
-@model_app.command(name="info")
-def info(model: Annotated[Path | None, tyro.conf.Positional] = None, /) -> int:
-    """Say what a model holds, where it comes from and what its licence allows.
-
-    Args:
-        model: A model file. Default: the head that ships with facefit.
-    """
-    import numpy as np
-
-    import morphable
-
-    m = morphable.load(model)
-    p = m.provenance
-    low, high = np.asarray(m.mean).min(0), np.asarray(m.mean).max(0)
-    print(f"{p.name}\nlicence: {p.licence} ({p.licence_class})\nsha256: {p.sha256}")
-    print(f"vertices: {len(m.mean)}, triangles: {len(m.triangles)}, size of the mean: {(high - low).round(0)} mm")
-    print(f"identity: {m.shape.rank} components, {float((np.asarray(m.shape.sigma) ** 2).sum() ** 0.5):.2f} mm rms")
-    print(f"albedo: {m.albedo.rank} components\nresidual: {m.residual.shape[1]} modes x 3 axes (off by default)")
-    print(f"expression: {len(m.expression_names)} units: {', '.join(m.expression_names)}")
-    for name in m.part_names:
-        part = m.part(name)
-        print(f"part {name}: {len(part.vertices)} vertices, {len(part.triangles)} triangles")
-    print(f"masks: {', '.join(m.masks)}")
-    print("joints: " + (", ".join(m.rig.names) if m.rig else "none"))
-    for source in p.sources:
-        print(f"source: {source}")
-    return SUCCESS
-
-
-@model_app.command(name="sample")
-def sample(
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    model: Path | None = None,
-    count: int = 1,
-    seed: int = 0,
-    scale: float = 1.0,
-) -> int:
-    """Draw random people from a model and write each as a riggable GLB and a picture of them all.
-
-    Args:
-        out: Folder for sample_0.glb, ..., samples.png.
-        model: A model file. Default: the head that ships with facefit.
-        count: How many people.
-        seed: Of the random numbers; the same seed gives the same people.
-        scale: 1 draws from the population, 0 gives the mean, 2 caricatures.
-    """
-    from fitting.export import write_head_glb
-    from fitting.output import check_writable, output_folder
-    from fitting.pictures import portraits
-    from fitting.texture_map import model_texture
-
-    if count < 1:
-        raise UsageError(f"--count: got {count}, expected at least 1.")
-    if not math.isfinite(scale):
-        raise UsageError(f"--scale: got {scale:g}, expected a finite number, such as 1 for the population.")
-    check_writable(out)
-    import jax
-    import numpy as np
-
-    import morphable
-
-    m = morphable.load(model)
-    keys = jax.random.split(jax.random.key(seed), 2)
-    identities = scale * np.asarray(jax.random.normal(keys[0], (count, m.shape.rank)))
-    albedos = scale * np.asarray(jax.random.normal(keys[1], (count, m.albedo.rank)))
-    with output_folder(out) as folder:
-        textures = []
-        for k, (identity, albedo) in enumerate(zip(identities, albedos, strict=True)):
-            textures.append(model_texture(m, albedo))
-            write_head_glb(folder / f"sample_{k}.glb", m, identity, texture=textures[-1])
-        portraits(m, identities, textures, folder / "samples.png")
-        np.savez(folder / "samples.npz", identity=identities, albedo=albedos)
-    print(f"{count} sample(s) in {out}")
-    return SUCCESS
-
-
-app.command(model_app, name="model", help="Look at a morphable model: info, sample.")
+app.command(model_app, name="model", help="Morphable models: info, validate, convert, transfer, compare, ...")
 
 
 @evaluate_app.command(name="mesh")
@@ -644,14 +562,6 @@ def _parse_box(box: str | None) -> tuple[float, float, float, float] | None:
     if not (x0 < x1 and y0 < y1):
         raise UsageError(f"--box: got {box!r}, {remedy}")
     return x0, y0, x1, y1
-
-
-@contextlib.contextmanager
-def _stage(console, what: str) -> Iterator[None]:
-    began = time.perf_counter()
-    console.print(f"{what} ...")
-    yield
-    console.print(f"  [dim]{time.perf_counter() - began:.2f} s[/dim]")
 
 
 class _Progress:

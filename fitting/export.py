@@ -172,6 +172,7 @@ def blendshapes(
     eyeLook* carry the eyeball's rotation as straight paths: exact at weights 0 and 1, where it matters most.
     mouthClose stands alone: the model limits it by jawOpen, which a viewer cannot.
     """
+    model = _of_person(model, identity)
     shapes = _linear_shapes(model)
     skeleton = skeleton_of(model, identity)
     if model.rig is None or skeleton is None:
@@ -217,6 +218,7 @@ def write_head_glb(
     path turns an eye: then the head's eyeLook* targets move the lids alone, and the eyeballs' own turn the eyes of
     whoever sets weights by hand. `camera` is then the one of the animation's reference frame.
     """
+    model = _of_person(model, identity)
     weights = {} if expression is None else dict(zip(model.expression_names, expression.tolist(), strict=True))
     neutral = np.asarray(model.neutral(jnp.asarray(identity)), np.float64)
     targets, jointed = blendshapes(model, identity), None
@@ -242,6 +244,11 @@ def write_head_glb(
         extras={"model": _provenance(model), "mouthClose": "meant for a jawOpen at least as large"},
         copyright=f"head model {model.provenance.name}: {model.provenance.licence}",
     )
+
+
+def _of_person(model: MorphableModel, identity: Float[np.ndarray, " rank"]) -> MorphableModel:
+    """A multilinear model with one person's expression units; any other model as it is."""
+    return model.linearised(jnp.asarray(identity, jnp.float32), jnp.zeros(len(model.expression_names)))
 
 
 def _linear_shapes(model: MorphableModel) -> dict[str, Float[np.ndarray, "vertex 3"]]:

@@ -161,11 +161,11 @@ def over(colour, coverage, under: Picture) -> Picture:
     return np.where(coverage[..., None] > 0, encoded, under)
 
 
-def portrait_camera(vertices: Float[np.ndarray, "vertex 3"], yaw: float, size: int) -> Pinhole:
-    """A camera 1.4 m before the head's middle that sees the whole head, turned by yaw (degrees)."""
+def portrait_camera(vertices: Float[np.ndarray, "vertex 3"], yaw: float, size: int, pitch: float = 0.0) -> Pinhole:
+    """A camera 1.4 m before the head's middle that sees all of it, turned by yaw and nodding by pitch (degrees)."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     middle, distance = (low + high) / 2, 1400.0
-    turned = jaxlie.SO3.from_y_radians(jnp.deg2rad(yaw))
+    turned = jaxlie.SO3.from_x_radians(jnp.deg2rad(pitch)) @ jaxlie.SO3.from_y_radians(jnp.deg2rad(yaw))
     facing = jaxlie.SO3.from_x_radians(jnp.pi)  # head axes (y up, z to the viewer) to OpenCV's
     rotation = facing @ turned
     offset = jnp.array([0.0, 0.0, distance]) - rotation @ jnp.asarray(middle, jnp.float32)

@@ -1,8 +1,8 @@
 """Solvers: one interface, `solve(terms, start, free, solver)`, from Gauss-Newton to random triangles.
 
-All of them minimise the sum of the terms' energies over the free unknowns, keep expression weights in their limits, stop when
-the energy falls by less than a share of itself, report what is not finite instead of raising, and keep the energy of
-every term as they go.
+All of them minimise the sum of the terms' energies over the free unknowns, keep expression weights in their limits,
+stop when the energy falls by less than a share of itself, report what is not finite instead of raising, and keep the
+energy of every term as they go.
 """
 
 import abc
@@ -178,7 +178,7 @@ def levenberg_marquardt(
     tell: Callable[[Any, Any, Any], None] | None = None,
     rows: int = HISTORY,
 ) -> Solution:
-    """Minimise a sum of terms over the free entries of the step, expression weights kept in their limits; to be compiled.
+    """Minimise a sum of terms over the free entries of the step, expression weights in their limits; to be compiled.
 
     `linearise` gives the Gauss-Newton model and the energies of `count` terms. The damping follows Marquardt (1963): it
     scales the Hessian's diagonal, falls after success and rises after failure. A step is judged when the next Hessian

@@ -26,6 +26,7 @@ from morphable.symmetry import mirror_table
 
 _REACH_MM = 12.0  # a vertex farther than this from the registered head has no counterpart on it
 _SOFT_MM = 6.0  # ... and up to here it is a full one
+_MOVES_MM = 0.2  # a carried expression unit that moves nothing farther is none
 _PROXY_VERTICES = 6000  # of the coarse mesh for visibility
 _FAST_ENOUGH = 9000  # models with fewer vertices need none
 _JOINT_VERTICES = 400  # that a joint's place is regressed on
@@ -89,6 +90,10 @@ def complete(contents: Contents, source: Source, head: MorphableModel) -> Morpha
         names, kind = head.expression_names, "units"
         eyes = np.isin(parts, [k for k, name in enumerate(part_names) if name.startswith("eye_")])
         expression = move(carry(head.expression)) * (near * ~eyes)[:, None, None]
+        turned = [] if head.rig is None else np.asarray(head.rig.gaze.units).tolist()
+        # A model without a tongue does not stick it out.
+        kept = [k for k in range(len(names)) if np.abs(expression[..., k]).max() > _MOVES_MM or k in turned]
+        names, expression = tuple(names[k] for k in kept), expression[..., kept]
         gaze_names = names
     masks = {
         name: np.asarray(contents.masks.get(name, carry(mask) * near), np.float32) for name, mask in head.masks.items()

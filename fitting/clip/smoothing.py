@@ -91,7 +91,10 @@ class Blocks:
 
 
 def moved(motion: Motion, step: Rows, limits: Float[np.ndarray, "2 unit"] | None = None) -> Motion:
-    """The motion after a step, expression weights between their limits (None: 0 and 1); poses move in their tangent space, as `fitting.parameters.retract` moves them."""
+    """The motion after a step, expression weights between their limits (None: 0 and 1).
+
+    Poses move in their tangent space, as `fitting.parameters.retract` moves them.
+    """
     at = Blocks(motion.expression.shape[1])
     low, high = unit_limits(at.units) if limits is None else limits
     turn, shift = exponential(step[:, at.pose])

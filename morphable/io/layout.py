@@ -32,14 +32,17 @@ def array(
     values = arrays[name]
     if hasattr(values, "toarray"):  # scipy's sparse matrices
         values = values.toarray()
-    expected = f"{source.path}: {name!r}: expected {_KINDS[kind]} of shape {tuple('n' if n is None else n for n in shape)}"
+    expected = (
+        f"{source.path}: {name!r}: expected {_KINDS[kind]} of shape {tuple('n' if n is None else n for n in shape)}"
+    )
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         what = f"{values.dtype} values" if isinstance(values, np.ndarray) else type(values).__name__
         raise ModelFileError(f"{expected}, got {what}. Is it another format?")
     if values.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, values.shape, strict=True)):
         raise ModelFileError(f"{expected}, got {values.shape}. Is the file complete, and of this format?")
     if kind == "f":
-        return values.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # damaged numbers may be signalling ones; `checked` refuses them
+            return values.astype(np.float64)
     if values.dtype.kind == "f":
         whole = np.isfinite(values) & (np.abs(values) < 2**53) & (values == np.floor(values))
         if not whole.all():
