@@ -18,13 +18,14 @@ Beside the model these files are read when they are there, under the names that 
 With texture coordinates, vertices on seams are doubled behind the file's own (`split_seams`).
 """
 
+import io
 import math
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +43,7 @@ from morphable.rig import Gaze, Rig
 JOINTS = ("root", "neck", "jaw", "eye_left", "eye_right")  # FLAME's global, neck, jaw, left and right eye
 _KEYS = frozenset("v_template f shapedirs posedirs J_regressor kintree_table weights".split())
 _IDENTITY_OF = {400: 300, 20: 10}  # identity directions among all
+_LARGEST = 1e4  # of any entry, whatever it means
 _PAPER = "FLAME: Li, Bolkart, Black, Li, Romero, SIGGRAPH Asia 2017; Max Planck Institute for Intelligent Systems"
 _ACADEMIC = "FLAME licence of the Max Planck Society, non-commercial research"
 _OPEN = re.compile(r"2023[ _-]?open", re.IGNORECASE)
@@ -54,7 +56,7 @@ def matches(names: frozenset[str]) -> bool:
 
 def read(arrays: Mapping[str, Any], source: Source) -> Contents:
     """FLAME from its arrays, with what lies beside the file; raises ModelFileError."""
-    mean = array(arrays, "v_template", source, (None, 3)) * 1000
+    mean = _numbers(arrays, "v_template", source, (None, 3)) * 1000
     count = len(mean)
     triangles = _below(array(arrays, "f", source, (None, 3), "i"), count, "triangles 'f'", source.path)
     tree = array(arrays, "kintree_table", source, (2, None), "i")
@@ -63,17 +65,18 @@ def read(arrays: Mapping[str, Any], source: Source) -> Contents:
             f"{source.path}: got a model with {tree.shape[1]} joints, expected FLAME's {len(JOINTS)}. Body and hand "
             "models (SMPL, SMPL-X, MANO) have the same layout; facefit reads heads."
         )
-    directions = array(arrays, "shapedirs", source, (count, 3, None)) * 1000
+    directions = _numbers(arrays, "shapedirs", source, (count, 3, None)) * 1000
     if directions.shape[2] not in _IDENTITY_OF:
         raise ModelFileError(
             f"{source.path}: 'shapedirs' has {directions.shape[2]} directions, expected 400 (300 of identity, 100 of "
             "expression) or 20 (10 and 10). Which are expression cannot be told: use the file as published."
         )
     identity, expression = np.split(directions, [_IDENTITY_OF[directions.shape[2]]], axis=2)
-    weights = array(arrays, "weights", source, (count, len(JOINTS)))
-    if not np.isfinite(weights).all() or np.abs(weights.sum(axis=1) - 1).max(initial=0.0) > 0.01:
+    weights = _numbers(arrays, "weights", source, (count, len(JOINTS)))
+    if np.abs(weights.sum(axis=1) - 1).max(initial=0.0) > 0.01:
         raise ModelFileError(f"{source.path}: 'weights' do not sum to 1 at each vertex. Is the file damaged?")
-    regressor = array(arrays, "J_regressor", source, (len(JOINTS), count))
+    regressor = _numbers(arrays, "J_regressor", source, (len(JOINTS), count))
+    correctives = _numbers(arrays, "posedirs", source, (count, 3, 9 * (len(JOINTS) - 1))) * 1000
 
     def of_joints(values: np.ndarray) -> jnp.ndarray:
         return jnp.asarray(np.tensordot(regressor, values, axes=1), jnp.float32)
@@ -85,9 +88,7 @@ def read(arrays: Mapping[str, Any], source: Source) -> Contents:
         names=JOINTS,
         parents=_parents(tree[0], source),
         joints_expression=of_joints(expression),
-        correctives=jnp.asarray(
-            array(arrays, "posedirs", source, (count, 3, 9 * (len(JOINTS) - 1))) * 1000, jnp.float32
-        ),
+        correctives=jnp.asarray(correctives, jnp.float32),
     )
     release, licence, licence_class, notes = _release(source.path)
     contents = Contents(
@@ -129,6 +130,14 @@ def dynamic_contour(
     vertices, weights = _embedded(read_pickle(path), "lmk_face_idx", "lmk_b_coords", (79, 17), triangles, path)
     by_yaw = np.r_[np.arange(39, -1, -1), np.arange(40, 79)]
     return vertices[by_yaw].swapaxes(0, 1), weights[by_yaw].swapaxes(0, 1)
+
+
+def _numbers(arrays: Mapping[str, Any], name: str, source: Source, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array of finite numbers that a head in metres can have."""
+    values = array(arrays, name, source, shape)
+    if not (np.abs(values) < _LARGEST).all():
+        raise ModelFileError(f"{source.path}: {name!r} has values that are no numbers, or huge. Is the file damaged?")
+    return values
 
 
 def _below(ids: np.ndarray, count: int, what: str, path: Path) -> np.ndarray:
@@ -209,31 +218,27 @@ def _embedded(
     """Corners and weights of points that a file gives by triangles and barycentric coordinates."""
     beside = Source(path, "")
     chosen = array(embedding, faces, beside, shape, "i")
-    coordinates = array(embedding, weights, beside, (*chosen.shape, 3))
+    coordinates = _numbers(embedding, weights, beside, (*chosen.shape, 3))
     return triangles[_below(chosen, len(triangles), f"triangles {faces!r}", path)], coordinates.astype(np.float32)
+
+
+_EMBEDDINGS = ("landmark_embedding.npy", "landmark_embedding_with_eyes.npy", "flame_static_embedding.pkl")
 
 
 def _landmarks(folder: Path, triangles: Int[np.ndarray, "triangle 3"]) -> Points | None:
     corners, weights = np.zeros((68, 3), np.int32), np.full((68, 3), np.nan, np.float32)
-    for name in ("landmark_embedding.npy", "landmark_embedding_with_eyes.npy"):
-        path = folder / name
-        if path.exists():
-            embedding = read_pickle(path)
-            if "full_lmk_faces_idx" in embedding:
-                arguments = ("full_lmk_faces_idx", "full_lmk_bary_coords", (1, None), triangles, path)
-                found, shares = _embedded(embedding, *arguments)
-                if found.shape[1] < 68:
-                    raise ModelFileError(f"{path}: got {found.shape[1]} landmarks, expected 68 or more.")
-                return Points(found[0, :68], shares[0, :68])  # VHAP's file has the eyes' centres behind them
-            names = ("static_lmk_faces_idx", "static_lmk_bary_coords")
-            break
-    else:
-        path = folder / "flame_static_embedding.pkl"
-        if not path.exists():
-            return None
-        corners[17:], weights[17:] = _embedded(
-            read_pickle(path), "lmk_face_idx", "lmk_b_coords", (51,), triangles, path
-        )
+    path = next((folder / name for name in _EMBEDDINGS if (folder / name).exists()), None)
+    if path is None:
+        return None
+    embedding = read_pickle(path)
+    if "full_lmk_faces_idx" in embedding:
+        found, shares = _embedded(embedding, "full_lmk_faces_idx", "full_lmk_bary_coords", (1, None), triangles, path)
+        if found.shape[1] < 68:
+            raise ModelFileError(f"{path}: got {found.shape[1]} landmarks, expected 68 or more.")
+        return Points(found[0, :68], shares[0, :68])  # VHAP's file has the eyes' centres behind them
+    deca = "static_lmk_faces_idx" in embedding
+    names = ("static_lmk_faces_idx", "static_lmk_bary_coords") if deca else ("lmk_face_idx", "lmk_b_coords")
+    corners[17:], weights[17:] = _embedded(embedding, *names, (51,), triangles, path)
     path = folder / "flame_dynamic_embedding.npy"
     if path.exists():
         along, shares = dynamic_contour(path, triangles)
@@ -335,16 +340,11 @@ def _with_texture(contents: Contents, folder: Path) -> Contents:
 def _coordinates(folder: Path, triangles: Int[np.ndarray, "triangle 3"]) -> tuple[np.ndarray, np.ndarray] | None:
     """Texture coordinates with v down, and their triangles, from the first file that has them."""
     for path in (folder / texture.file for texture in _TEXTURES):
-        if path.exists():
-            found = {
-                name: _opened(path, name, lambda file, _: read_array(file.read(), str(path)))
-                for name in ("vt", "ft")
-                if _has(path, name)
-            }
-            if len(found) == 2:
-                beside = Source(path, "")
-                uv = array(found, "vt", beside, (None, 2))
-                return _v_down(uv, array(found, "ft", beside, (len(triangles), 3), "i"), path)
+        if path.exists() and _has(path, "vt") and _has(path, "ft"):
+            found = {name: _member(path, name) for name in ("vt", "ft")}
+            beside = Source(path, "")
+            uv = array(found, "vt", beside, (None, 2))
+            return _v_down(uv, array(found, "ft", beside, (len(triangles), 3), "i"), path)
     for path in (folder / name for name in _TEMPLATES):
         if path.exists():
             return _obj_coordinates(path, triangles)
@@ -378,7 +378,7 @@ def _obj_coordinates(path: Path, triangles: Int[np.ndarray, "triangle 3"]) -> tu
     return _v_down(uv, indices[..., 1], path)
 
 
-def _opened(path: Path, name: str, use: Callable[[IO[bytes], int], Any]) -> Any:
+def _opened(path: Path, name: str, use: Callable[[io.BufferedIOBase, int], Any]) -> Any:
     """What `use` makes of one array of an `.npz`, given its `.npy` as a file and its size, which has been checked."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
@@ -392,6 +392,10 @@ def _opened(path: Path, name: str, use: Callable[[IO[bytes], int], Any]) -> Any:
         raise ModelFileError(
             f"{path}: array {name!r} cannot be read ({type(error).__name__}: {error}). Is the file complete?"
         ) from error
+
+
+def _member(path: Path, name: str) -> np.ndarray:
+    return _opened(path, name, lambda file, _: read_array(file.read(), f"{path}: {name}"))
 
 
 def _has(path: Path, name: str) -> bool:
@@ -408,8 +412,9 @@ def _sampled(path: Path, name: str, uv: Float[np.ndarray, "vertex 2"]) -> Float[
     Maps are (height, width, 3) and (height, width, 3, mode), or square and flat, (texel * 3) and (texel * 3, mode).
     """
 
-    def sample(file: IO[bytes], size: int) -> np.ndarray:
-        shape, fortran, dtype = npy_header(file)
+    def sample(file: io.BufferedIOBase, size: int) -> np.ndarray:
+        header, fortran, dtype = npy_header(file)
+        shape = list(header)
         if dtype.kind not in "fiu" or not 1 <= len(shape) <= 4 or min(shape) < 1:
             raise ModelFileError(f"{path}: {name!r} is {dtype} of shape {shape}, expected maps of three channels.")
         if math.prod(shape) * dtype.itemsize > size:
@@ -421,7 +426,7 @@ def _sampled(path: Path, name: str, uv: Float[np.ndarray, "vertex 2"]) -> Float[
         else:
             height, width, modes = shape[0], shape[1], shape[3] if len(shape) == 4 else 1
             fits = shape[2] == 3
-        if not fits:
+        if not fits or len(uv) * modes * 24 > allowance(size):
             raise ModelFileError(f"{path}: {name!r} has shape {shape}, expected maps of three channels.")
         x, y = (np.clip(uv[:, k] * texels - 0.5, 0, texels - 1) for k, texels in ((0, width), (1, height)))
         left, above = np.floor(x).astype(int), np.floor(y).astype(int)
