@@ -2,6 +2,7 @@
 
 from morphable.statistics.attributes import Attribute as Attribute
 from morphable.statistics.attributes import attribute_direction as attribute_direction
+from morphable.statistics.measures import Curve as Curve
 from morphable.statistics.measures import Measures as Measures
 from morphable.statistics.measures import generalisation as generalisation
 from morphable.statistics.measures import leave_one_out as leave_one_out
