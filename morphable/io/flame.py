@@ -378,7 +378,7 @@ def _obj_coordinates(path: Path, triangles: Int[np.ndarray, "triangle 3"]) -> tu
     return _v_down(uv, indices[..., 1], path)
 
 
-def _opened(path: Path, name: str, use: Callable[[io.BufferedIOBase, int], Any]) -> Any:
+def _opened(path: Path, name: str, use: Callable[[Any, int], Any]) -> Any:
     """What `use` makes of one array of an `.npz`, given its `.npy` as a file and its size, which has been checked."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:

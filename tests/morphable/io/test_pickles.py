@@ -56,6 +56,12 @@ def test_shared_objects_stay_one_object():
     assert first is second
 
 
+def test_python_2s_escaped_strings_are_latin_1():
+    raw = bytes(range(256)).decode("latin-1")
+    escaped = ascii(raw).encode()  # as Python 2's repr, which protocol 0 has
+    assert unpickle(b"S" + escaped + b"\np0\n.", "test") == raw
+
+
 def test_sets_become_lists_and_bytearrays_bytes():
     found = unpickle(pickle.dumps({"set": {1, 2}, "frozen": frozenset("a"), "bytes": bytearray(b"ab")}), "test")
     assert found == {"set": [1, 2], "frozen": ["a"], "bytes": b"ab"}
