@@ -22,7 +22,7 @@ from morphable.io.layout import Layout, array
 from morphable.statistics.multilinear import bilinear_model, identity_distribution
 
 _SHAPES = 52
-_CHUNK = 2048  # vertices contracted at a time: what a chunk needs in double precision is small beside the model
+_CHUNK = 256  # vertices contracted at a time: what a chunk needs in double precision is small beside the model
 # The authors' list of the 51 shapes after the neutral one (zhuhao-nju/facescape, issue 52), by ARKit's names for them.
 _UNITS = """
     eyeBlinkLeft eyeBlinkRight eyeSquintLeft eyeSquintRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft
@@ -51,6 +51,7 @@ def _matches_v1(names: frozenset[str]) -> bool:
     return "predef_faces.pkl" in names and any(_CORE_V1.fullmatch(name) for name in names)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `checked` refuses what damaged numbers become
 def _read(arrays: Mapping[str, Any], source: Source) -> Contents:
     core = _core(arrays.get("shape_bm_core"), "shape_bm_core", source)
     if core.shape[0] % 3 or core.shape[1] != _SHAPES:
@@ -90,8 +91,10 @@ def _read(arrays: Mapping[str, Any], source: Source) -> Contents:
     return _contents(core, mean, np.diag(np.sqrt(variances)), surface, landmarks, albedo, masks, notes, source)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `checked` refuses what damaged numbers become
 def _read_v1(folder: Mapping[str, Any], source: Source) -> Contents:
-    name = min((n for n in folder if _CORE_V1.fullmatch(n)), key=lambda n: int(_CORE_V1.fullmatch(n)[1]))
+    found = {n: int(m[1]) for n in folder if (m := _CORE_V1.fullmatch(n))}
+    name = min(found, key=lambda n: found[n])  # the smaller one, if the folder has both
     stored = _core(folder[name], name, source)
     core = stored.transpose(2, 1, 0)
     if core.shape[0] % 3 or core.shape[1] != _SHAPES:
@@ -157,8 +160,8 @@ def _bilinear(core: np.ndarray, mean: np.ndarray, factor: np.ndarray, source: So
     )
     weights = np.eye(_SHAPES)
     for start in range(0, count, _CHUNK):
-        piece = np.asarray(core[3 * start : 3 * (start + _CHUNK)], np.float64)
-        piece = piece.reshape(-1, 3, _SHAPES, core.shape[2]).swapaxes(2, 3)
+        piece = core[3 * start : 3 * (start + _CHUNK)].reshape(-1, 3, _SHAPES, core.shape[2])
+        piece = np.ascontiguousarray(piece.swapaxes(2, 3), np.float64)
         found = bilinear_model(piece, mean, factor, weights[0], weights[1:])
         for whole, part in zip(out, found, strict=True):
             whole[start : start + _CHUNK] = part
@@ -215,7 +218,7 @@ def _albedo(
 
 def _pickled_surface(folder: Mapping[str, Any], source: Source) -> _Surface:
     """Faces as tuples of vertices, normals, texture coordinates and material, from 1; and the coordinates."""
-    faces, places = folder["predef_faces.pkl"], folder.get("predef_texcoords.pkl")
+    faces, places = folder["predef_faces.pkl"], folder.get("predef_texcoords.pkl", ())
     try:
         corners = np.array([[face[0], face[2]] for face in faces]).reshape(-1, 2, 3)
         coordinates = np.array([[float(p[0]), float(p[1])] for p in places]).reshape(-1, 2)

@@ -46,6 +46,7 @@ def _matches(names: frozenset[str]) -> bool:
     return {"meanshape", "idBase", "exBase", "tri"} <= names
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `checked` refuses what damaged numbers become
 def _read(arrays: Mapping[str, Any], source: Source) -> Contents:
     stored = arrays.get("meanshape")
     if not isinstance(stored, np.ndarray) or not stored.size or stored.size % 3:

@@ -58,6 +58,7 @@ def _matches(names: frozenset[str]) -> bool:
     return _NEUTRAL in names
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `checked` refuses what damaged numbers become
 def _read(folder: Mapping[str, Any], source: Source) -> Contents:
     neutral = _mesh(folder, _NEUTRAL, source)
     vertices, surface = neutral.vertices, neutral.surface

@@ -45,6 +45,7 @@ def _matches(names: frozenset[str]) -> bool:
     return {"shape_model/mean", "shape_model/triangle_list", "version"} <= names
 
 
+@np.errstate(over="ignore", invalid="ignore")  # `checked` refuses what damaged numbers become
 def _read(arrays: Mapping[str, Any], source: Source) -> Contents:
     mean, modes = _pca(arrays, "shape_model", source)
     count = len(mean)
