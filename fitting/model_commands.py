@@ -112,7 +112,7 @@ def validate_model(model: Model, /) -> int:
 
 
 @model_app.command(name="convert")
-def convert(model: Model, /, out: Out, landmarks: Path | None = None) -> int:
+def convert(model: Model, /, out: Out, landmarks: Path | None = None, arkit: bool = False) -> int:
     """Write a model in facefit's own format, with all that its file lacks; it then loads at once.
 
     The licence of the model goes with it: a file that you may not share does not become one that you may.
@@ -121,6 +121,7 @@ def convert(model: Model, /, out: Out, landmarks: Path | None = None) -> int:
         model: A model file in any known format, or a folder of OBJ files.
         out: The .npz to write.
         landmarks: Places of the 68 landmarks, as 'facefit model landmarks' writes them and you may have edited.
+        arkit: Replace the model's expressions by ARKit's units, carried over from the head that ships with facefit.
     """
     from rich.console import Console
 
@@ -130,7 +131,7 @@ def convert(model: Model, /, out: Out, landmarks: Path | None = None) -> int:
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     with stage(console, "reading, and making what the file lacks"):
-        read = morphable.load(model)
+        read = morphable.load(model, arkit)
         if landmarks is not None:
             read = with_landmarks(read, read_embedding(landmarks, read))
     morphable.save(out, read)

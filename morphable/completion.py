@@ -5,6 +5,7 @@ table, texture coordinates, an albedo basis, expressions, a rig. All of them are
 surface lies on the other mean, each of the model's vertices has a place on it. The file's own data always win.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -26,6 +27,9 @@ from morphable.symmetry import mirror_table
 
 _REACH_MM = 12.0  # a vertex farther than this from the registered head has no counterpart on it
 _SOFT_MM = 6.0  # ... and up to here it is a full one
+_OPENINGS = ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight")  # units that part what lies in one place
+_TORN_MM = 6.0  # between neighbours under one of them
+_CONSISTENT_ROUNDS, _CANDIDATES = 6, 24
 _MOVES_MM = 0.2  # a carried expression unit that moves nothing farther is none
 _PROXY_VERTICES = 6000  # of the coarse mesh for visibility
 _FAST_ENOUGH = 9000  # models with fewer vertices need none
@@ -59,12 +63,22 @@ def lacks(contents: Contents) -> Lacks:
     )
 
 
-def complete(contents: Contents, source: Source, head: MorphableModel) -> MorphableModel:
+def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bool = False) -> MorphableModel:
     """A model ready to be fitted, rigged and textured, from what its file has and what the embedded `head` knows.
+
+    With `arkit` the head's expression units replace those of the file, as if it had none.
 
     The origin moves midway between the eyeballs, as everywhere in facefit; `Provenance.origin_mm` has the move.
     Raises RegistrationError where the head cannot be laid on the mean: it is no face, or looks elsewhere than along z.
     """
+    if arkit:
+        rig = contents.rig
+        if rig is not None:
+            nowhere = Gaze(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros((0, 3)))
+            rig = dataclasses.replace(rig, joints_expression=None, gaze=nowhere)
+        contents = dataclasses.replace(
+            contents, expression=None, expression_names=(), expression_kind="units", interaction=None, rig=rig
+        )
     mean, triangles = np.asarray(contents.mean, float), np.asarray(contents.triangles)
     missing = lacks(contents)
     parts, part_names = _parts(contents)
@@ -85,7 +99,7 @@ def complete(contents: Contents, source: Source, head: MorphableModel) -> Morpha
     albedo_mean = carry(head.albedo.mean) if contents.albedo_mean is None else contents.albedo_mean
     albedo_modes = carry(head.albedo.modes) if missing.albedo_modes else contents.albedo_modes
     names, kind = contents.expression_names, contents.expression_kind
-    expression, gaze_names = contents.expression, names
+    expression = contents.expression
     if expression is None or missing.expression:
         names, kind = head.expression_names, "units"
         eyes = np.isin(parts, [k for k, name in enumerate(part_names) if name.startswith("eye_")])
@@ -94,24 +108,19 @@ def complete(contents: Contents, source: Source, head: MorphableModel) -> Morpha
         # A model without a tongue does not stick it out.
         kept = [k for k in range(len(names)) if np.abs(expression[..., k]).max() > _MOVES_MM or k in turned]
         names, expression = tuple(names[k] for k in kept), expression[..., kept]
-        gaze_names = names
     masks = {
         name: np.asarray(contents.masks.get(name, carry(mask) * near), np.float32) for name, mask in head.masks.items()
     }
     masks |= {name: mask for name, mask in contents.masks.items() if name not in masks}
-    rig = (
-        contents.rig if contents.rig is not None else _rig(contents, head, laid, to_head, part_names, parts, gaze_names)
-    )
+    if contents.rig is None:
+        rig = _rig(contents, head, laid, to_head, part_names, parts)
+    else:
+        rig = contents.rig
+    if rig is not None and missing.expression:
+        rig = dataclasses.replace(rig, gaze=_gaze(head, rig.names, part_names, names))
     if rig is not None:
-        rig = Rig(
-            GaussianBasis(rig.joints.mean - jnp.asarray(centre, jnp.float32), rig.joints.modes),
-            rig.weights,
-            rig.gaze,
-            rig.names,
-            rig.parents,
-            rig.joints_expression,
-            rig.correctives,
-        )
+        joints = GaussianBasis(rig.joints.mean - jnp.asarray(centre, jnp.float32), rig.joints.modes)
+        rig = dataclasses.replace(rig, joints=joints)
     single = lambda values: jnp.asarray(np.asarray(values), jnp.float32)  # noqa: E731
     index = lambda values: jnp.asarray(np.asarray(values), jnp.int32)  # noqa: E731
     made = [name.replace("_", " ") for name, lacking in missing._asdict().items() if lacking]
@@ -207,15 +216,70 @@ def map_parts(
         own = parts == k
         if not own.any():
             continue
-        on = head_parts.get(name, head_parts["skin"] if "skin" in head_parts else np.asarray(head.triangles))
+        on = head_parts.get(name, of_head)
+        if name == "skin":
+            # A face without eyeballs may have eyes in its skin: what they look like is known on the head's eyeballs.
+            eyes = [head_parts[eye] for eye in ("eye_left", "eye_right") if eye in head_parts and eye not in part_names]
+            on = np.concatenate([on, *eyes])
         points = mean[own]
         surface = laid
         if name in head_parts and name in _NOT_SKIN:
             surface = _fitted_part(laid, on, mean[own & used] if (own & used).any() else points)
         found = oriented_map(points, normals[own], surface, on)
+        if name == "skin":
+            found = _consistent(found, points, triangles, own, surface, on, head)
         corners[own], weights[own], distance[own], triangle[own] = found.corners, found.weights, found.distance, 0
     distance[~used] = np.inf
     return SurfaceMap(triangle, corners, weights, distance)
+
+
+def _consistent(
+    found: SurfaceMap,
+    points: Float[np.ndarray, "point 3"],
+    triangles: Int[np.ndarray, "triangle 3"],
+    own: Bool[np.ndarray, " vertex"],
+    surface: Float[np.ndarray, "headvertex 3"],
+    on: Int[np.ndarray, "headtriangle 3"],
+    head: MorphableModel,
+) -> SurfaceMap:
+    """The map with every vertex on the same side of mouth and eyes as its neighbours.
+
+    Where lips meet, their rims lie in one place and face one way; only what hangs on a vertex tells which lip it is of.
+    A vertex that the head's opening units take elsewhere than the median of its neighbours is mapped again, to where
+    they agree with those.
+    """
+    openings = [k for k, name in enumerate(head.expression_names) if name in _OPENINGS]
+    if not openings:
+        return found
+    moves = np.asarray(head.expression, float)[..., openings].reshape(len(surface), -1)
+    number = np.full(len(own), -1)
+    number[own] = np.arange(int(own.sum()))
+    inner = number[triangles[own[triangles].all(axis=1)]]
+    pairs = np.concatenate([inner[:, [0, 1]], inner[:, [1, 2]], inner[:, [2, 0]]])
+    pairs = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
+    first = np.searchsorted(pairs[:, 0], np.arange(len(points) + 1))
+    corners, weights, distance = found.corners.copy(), found.weights.copy(), found.distance.copy()
+    middles, of_triangle = surface[on].mean(axis=1), moves[on].mean(axis=1)
+    for _ in range(_CONSISTENT_ROUNDS):
+        at = np.einsum("pk,pkm->pm", weights, moves[corners])
+        apart = np.abs(at[pairs[:, 0]] - at[pairs[:, 1]]).max(axis=1) > _TORN_MM
+        changed = False
+        for vertex in np.unique(pairs[apart, 0]):
+            around = pairs[first[vertex] : first[vertex + 1], 1]
+            wanted = np.median(at[around], axis=0)
+            if np.abs(at[vertex] - wanted).max() <= _TORN_MM:
+                continue
+            alike = np.flatnonzero(np.abs(of_triangle - wanted).max(axis=1) < _TORN_MM)
+            if not len(alike):
+                continue
+            near = alike[np.argsort(np.linalg.norm(middles[alike] - points[vertex], axis=1))[:_CANDIDATES]]
+            again = oriented_map(points[vertex][None], np.zeros((1, 3)), surface, on[near])
+            if again.distance[0] < _REACH_MM:
+                corners[vertex], weights[vertex] = again.corners[0], again.weights[0]
+                distance[vertex], changed = again.distance[0], True
+        if not changed:
+            break
+    return SurfaceMap(found.triangle, corners, weights, distance)
 
 
 def _fitted_part(laid, on: Int[np.ndarray, "triangle 3"], target: Float[np.ndarray, "point 3"]):
@@ -308,7 +372,6 @@ def _rig(
     to_head: SurfaceMap,
     part_names: tuple[str, ...],
     parts: Int[np.ndarray, " vertex"],
-    names: tuple[str, ...],
 ) -> Rig | None:
     """The head's joints in the model, following its identity, with its skinning weights carried over."""
     if head.rig is None:
@@ -331,24 +394,28 @@ def _rig(
         own, at = parts == part_names.index(name), head.rig.names.index(name)
         weights[own] = np.eye(len(head.rig.names))[at]
         joints[at], modes[at] = mean[own].mean(axis=0), identity[own].mean(axis=0)
-    units, turned, rotations = [], [], []
-    gaze = head.rig.gaze
-    for unit, joint, rotation in zip(*(np.asarray(x) for x in (gaze.units, gaze.joints, gaze.rotations)), strict=True):
-        name = head.expression_names[int(unit)]
-        if name in names and contents.expression is None and head.rig.names[int(joint)] in eyes:
-            units.append(names.index(name))
-            turned.append(int(joint))
-            rotations.append(rotation)
     return Rig(
         joints=GaussianBasis(jnp.asarray(joints, jnp.float32), jnp.asarray(modes, jnp.float32)),
         weights=jnp.asarray(weights, jnp.float32),
-        gaze=Gaze(
-            jnp.asarray(np.array(units, np.int32)),
-            jnp.asarray(np.array(turned, np.int32)),
-            jnp.asarray(np.array(rotations, np.float32).reshape(-1, 3)),
-        ),
+        gaze=Gaze(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros((0, 3))),
         names=head.rig.names,
         parents=head.rig.parents,
+    )
+
+
+def _gaze(head: MorphableModel, joints: tuple[str, ...], part_names: tuple[str, ...], units: tuple[str, ...]) -> Gaze:
+    """How the head's eyeLook units turn the model's eyes, for those that it has as joints and parts."""
+    rows = []
+    if head.rig is not None:
+        gaze = head.rig.gaze
+        for unit, joint, turn in zip(*(np.asarray(x) for x in (gaze.units, gaze.joints, gaze.rotations)), strict=True):
+            name, eye = head.expression_names[int(unit)], head.rig.names[int(joint)]
+            if name in units and eye in joints and eye in part_names:
+                rows.append((units.index(name), joints.index(eye), turn))
+    return Gaze(
+        jnp.asarray(np.array([row[0] for row in rows], np.int32)),
+        jnp.asarray(np.array([row[1] for row in rows], np.int32)),
+        jnp.asarray(np.array([row[2] for row in rows], np.float32).reshape(-1, 3)),
     )
 
 

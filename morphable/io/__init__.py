@@ -17,12 +17,14 @@ from morphable.model import MorphableModel
 DEFAULT = Path(__file__).parents[1] / "default_model" / "head.npz"
 
 
-def load(path: str | Path | None = None) -> MorphableModel:
+def load(path: str | Path | None = None, arkit: bool = False) -> MorphableModel:
     """Read a morphable model in any of the published formats; without a path, the CC0 head that ships with facefit.
 
     What the file lacks (landmarks, masks, a rig, ...) is made by laying the CC0 head on its mean, which takes some
     seconds: `Provenance.made` names it, `save` keeps it. Formats: `docs/model_formats.md`. Raises ModelFileError for a
     file that is none of them or is damaged, and RegistrationError where the head cannot be laid on it.
+
+    With `arkit` the CC0 head's 52 expression units replace those of a published model: all then speak one language.
     """
     if path is None:
         return _default()
@@ -32,7 +34,7 @@ def load(path: str | Path | None = None) -> MorphableModel:
     from morphable.completion import complete
 
     contents, source = found
-    return complete(contents, source, _default())
+    return complete(contents, source, _default(), arkit)
 
 
 def save(path: str | Path, model: MorphableModel) -> None:

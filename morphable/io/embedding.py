@@ -49,8 +49,8 @@ def read_embedding(path: str | Path, model: MorphableModel) -> SurfacePoints:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(
-            f"{path}: no file of 68 landmarks ({type(error).__name__}: {error}); expected what 'facefit model landmarks' "
-            "writes."
+            f"{path}: no file of 68 landmarks ({type(error).__name__}: {error}); expected what "
+            "'facefit model landmarks' writes."
         ) from error
     if corners.shape != (68, 3) or weights.shape != (68, 3) or not np.isfinite(weights).all():
         raise ModelFileError(f"{path}: got vertices {corners.shape} and weights {weights.shape}, expected three each.")
