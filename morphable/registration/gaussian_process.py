@@ -48,9 +48,7 @@ class DeformationProcess:
         moved = self.fields @ coefficients[split:].reshape(3, -1).T
         return self.mean + self.modes @ coefficients[:split] + moved
 
-    def at(
-        self, corners: Int[np.ndarray, "point 3"], weights: Float[np.ndarray, "point 3"]
-    ) -> "DeformationProcess":
+    def at(self, corners: Int[np.ndarray, "point 3"], weights: Float[np.ndarray, "point 3"]) -> "DeformationProcess":
         """The process at points on the template's surface."""
         here = lambda values: np.einsum("pk,pk...->p...", weights, values[corners])  # noqa: E731
         return DeformationProcess(here(self.mean), here(self.modes), here(self.fields), self.spread)
@@ -115,10 +113,12 @@ def kernel_fields(
 ) -> Float[np.ndarray, "point field"]:
     """The strongest scalar modes of a kernel's part that is even (sign 1) or odd (-1) in x, at points.
 
-    By Nystroem's formula from samples of the surface, which spend the modes where they are dense; mm at one standard deviation. With both parts the
-    kernel is whole; their displacements' x being odd and y, z even makes symmetric faces (Luethi et al., section 3.3).
+    By Nystroem's formula from samples of the surface, which spend the modes where they are dense; mm at one standard
+    deviation. With both parts the kernel is whole; their displacements' x being odd and y, z even makes symmetric faces (Luethi et al., section 3.3).
     """
     count = min(count, len(samples))
+    if count == 0:
+        return np.zeros((len(points), 0))
     mirrored = samples * [-1.0, 1.0, 1.0]
     part = lambda x: (kernel(x, samples, scales) + sign * kernel(x, mirrored, scales)) / 2  # noqa: E731
     variance, vectors = scipy.linalg.eigh(part(samples), subset_by_index=[len(samples) - count, len(samples) - 1])
@@ -211,7 +211,9 @@ def fit_surface(
             space = joined(seen, known)
         middle = x.mean(axis=0)
         motion = _motion_modes(x - middle, scaled)
-        moving = DeformationProcess(space.mean, np.concatenate([motion, space.modes], axis=2), space.fields, space.spread)
+        moving = DeformationProcess(
+            space.mean, np.concatenate([motion, space.modes], axis=2), space.fields, space.spread
+        )
         solution = moving.regress(values, precision)
         count = motion.shape[2]
         pose = pose @ _motion(solution[:count], middle)

@@ -4,9 +4,9 @@ After Amberg, Romdhani & Vetter 2007: every node of the template has an affine m
 for each stiffness the optimum is found for the present counterparts until these settle. Distances are measured to the
 counterparts' tangent planes, mostly (Chen & Medioni 1992). Three things differ:
 
-- neighbours' maps are compared where their edge is, not at the origin of coordinates: moving everything changes nothing;
-- stiffness is a length. Bending is weighed against areas of surface, as in the continuous energy l⁴ ∫ |∇²x|² + ∫ |gap|²,
-  so that it means the same on every triangulation: details below `l` are left to the template;
+- neighbours' maps are compared where their edge is, not at the origin: moving everything changes nothing;
+- stiffness is a length. Bending is weighed against areas of surface, as in the energy l⁴ ∫ |∇²x|² + ∫ |gap|², so that
+  it means the same on every triangulation: details below `l` are left to the template;
 - large templates are solved on a subset of their vertices, neighbours being those whose surroundings touch.
 """
 
@@ -28,7 +28,7 @@ from morphable.registration.target import TargetSurface, outward_normals
 class NonrigidSettings:
     """The schedule of a non-rigid ICP. Lengths in mm; pairs are at the first and the last stiffness."""
 
-    stiffness: tuple[float, ...] = (15.0, 9.0, 6.0)  # smoothing lengths, one after the other
+    stiffness: tuple[float, ...] = (40.0, 25.0, 15.0, 9.0, 6.0)  # smoothing lengths, one after the other
     landmarks: tuple[float, float] = (1.0, 0.0)  # factor of the landmarks' precision
     rounds: int = 3  # at most, for each stiffness
     settled: float = 0.02  # mean motion of the nodes in a round, below which the next stiffness follows
@@ -112,10 +112,8 @@ def nonrigid_icp(
     return vertices + spread(vertices, triangles, graph.nodes, displacement[3::4])
 
 
-def mesh_graph(
-    vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"], most: int
-) -> Graph:
-    """The mesh's vertices, thinned to `most` at most: a maximal set of vertices that are no neighbours, again and again.
+def mesh_graph(vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"], most: int) -> Graph:
+    """The mesh's vertices, thinned to `most` at most: a maximal set of vertices that are no neighbours, repeatedly.
 
     So the subset is dense where the mesh is, and lips that touch in space stay apart. Of a mesh subdivided once, with
     the old vertices first, it is those.

@@ -20,7 +20,6 @@ from morphable.registration.nonrigid_icp import NonrigidSettings, nonrigid_icp
 from morphable.registration.target import TargetSurface, outward_normals
 from morphable.registration.template import Template
 
-
 _FRONT_MM = 75.0  # around the nose: what a start without landmarks looks at
 _FEW = 8  # modes of its rough face
 _MISS_MM, _LOST_MM = 15.0, 6.0  # what a point without counterpart counts; mean distance that is no face
@@ -37,9 +36,9 @@ class RegistrationSettings:
     """How a template is registered. Lengths in mm."""
 
     landmark_sigma: float = 1.0  # of a landmark's place, the template's definition of it included
-    jaw_sigma: float = 3.0  # of the 17 jaw points, which annotators place by the outline
+    jaw_sigma: float = 2.0  # of the 17 jaw points, which annotators place by the outline
     surface: SurfaceFitSettings = SurfaceFitSettings()
-    nonrigid: NonrigidSettings = NonrigidSettings()
+    nonrigid: NonrigidSettings = NonrigidSettings(stiffness=(15.0, 9.0, 6.0))  # the process has done the rest
     matched: float = 3.0  # a template vertex farther from the target has no counterpart
     refused: float = 3.0  # median distance of the drawn vertices within 20 mm, above which a target is refused
     least_matched: float = 0.1  # share of the drawn vertices with a counterpart, below which a target is refused
@@ -102,7 +101,8 @@ def register(
         surface,
         SurfaceFit(Similarity.identity(), np.zeros(template.process.rank)),
         marks,
-        free,
+        # Without modes the fields say how large a head is; a free scale as well would drift against them.
+        free and template.identity_rank > 0,
         settings.surface,
     )
     placed = fit.similarity(template.process.instance(fit.coefficients))

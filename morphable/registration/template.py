@@ -22,7 +22,7 @@ from morphable.registration.target import outward_normals
 # Heads of one another: broad differences, features, details. With a model's own modes the kernels are what these leave.
 FREE = (Gaussian(4.0, 70.0), Gaussian(2.5, 40.0), Gaussian(1.2, 20.0), Gaussian(1.0, 10.0))
 BESIDE_MODES = (Gaussian(0.7, 40.0), Gaussian(0.5, 20.0), Gaussian(0.3, 10.0))
-ASYMMETRY = 0.3  # of the deviations: faces are symmetric but for a tenth of their variance
+ASYMMETRY = 0.2  # of the deviations: faces are symmetric but for some hundredths of their variance
 STRAIN = 0.05  # one standard deviation of width, length and depth, for a template without modes
 _SAMPLES = 900  # of Nystroem's formula
 _CAVITY_MM = 25.0  # walls that face each other within this distance enclose a cavity

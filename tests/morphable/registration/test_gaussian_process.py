@@ -95,6 +95,8 @@ def test_a_member_of_the_space_is_recovered_from_its_moved_surface(tiny):
     marks.points[::3] = np.nan
     start = SurfaceFit(Similarity.identity(), np.zeros(6))
     settings = SurfaceFitSettings(rounds=40, sigma=0.05)
-    fit = fit_surface(process, triangles, np.ones(len(mean)), TargetSurface(lying, triangles), start, marks, settings=settings)
+    fit = fit_surface(
+        process, triangles, np.ones(len(mean)), TargetSurface(lying, triangles), start, marks, settings=settings
+    )
     apart = np.linalg.norm(fit.similarity(process.instance(fit.coefficients)) - lying, axis=1)
     assert np.median(apart) < 0.1
