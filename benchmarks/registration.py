@@ -83,8 +83,8 @@ class IdentityFit:
 
 
 def register(model, gt, scorer, components) -> IdentityFit:
-    """The identity components alone, on the narrow face of a mesh with landmarks. Here the scan's points draw the model;
-    morphable.registration.fit_surface, where the model's points are drawn, ends 0.08 mm farther away (0.704 mm).
+    """The identity components alone, on the narrow face of a mesh with landmarks. Here the scan's points draw the
+    model; morphable.registration.fit_surface, where the model's points are drawn, ended at a mean of 0.704 mm.
     """
     target, triangles = gt["verts"].astype(float), gt["tris"]
     narrow = gt["face_mask_narrow"] & gt["face_mask"]

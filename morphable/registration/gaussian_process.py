@@ -114,7 +114,8 @@ def kernel_fields(
     """The strongest scalar modes of a kernel's part that is even (sign 1) or odd (-1) in x, at points.
 
     By Nystroem's formula from samples of the surface, which spend the modes where they are dense; mm at one standard
-    deviation. With both parts the kernel is whole; their displacements' x being odd and y, z even makes symmetric faces (Luethi et al., section 3.3).
+    deviation. With both parts the kernel is whole; displacements odd along x and even along y and z make symmetric
+    faces (Luethi et al., section 3.3).
     """
     count = min(count, len(samples))
     if count == 0:
