@@ -25,7 +25,7 @@ from registration import scan_of
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphable  # noqa: E402
-from morphable.building import BuildSettings, RegisteredScan, Scan, assemble_model, register_scans  # noqa: E402
+from morphable.building import BuildSettings, RegisteredScan, Scan, bootstrapped, build_model, register_scans  # noqa: E402
 from morphable.building.registered_scans import align_shapes, alignment_weights, complete_shapes  # noqa: E402
 from morphable.building.spaces import identity_space  # noqa: E402
 from morphable.registration import Similarity, similarity  # noqa: E402
@@ -38,6 +38,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, default=0, help="number of heads to sample")
     parser.add_argument("--prior", choices=("kernel", "model"), default="kernel")
+    parser.add_argument("--rounds", type=int, default=1, help="of registration, each with the modes found before")
     parser.add_argument("--shared", type=Path, help="build from its ICT meshes")
     parser.add_argument("--work", type=Path, help="folder to keep registrations in")
     args = parser.parse_args()
@@ -45,9 +46,9 @@ def main():
     if args.work:
         args.work.mkdir(parents=True, exist_ok=True)
     if args.heads:
-        sampled(model, args.heads, args.prior, args.work)
+        sampled(model, args.heads, args.prior, args.rounds, args.work)
     if args.shared:
-        real(model, args.shared, args.prior)
+        real(model, args.shared, args.prior, args.rounds)
 
 
 def drawn(model, seed):
@@ -56,23 +57,30 @@ def drawn(model, seed):
     return np.asarray(model.neutral(rng.normal(size=model.shape.rank).astype(np.float32)), float), rng
 
 
-def sampled(model, count, prior, work):
+def sampled(model, count, prior, rounds, work):
     """Print correspondence, and generalisation by the number of modes, of true and built models."""
-    skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
-    seen = skin & (np.asarray(model.masks["interior"]) < 0.5) & (np.asarray(model.mean)[:, 2] > -80)
-    face = seen & (np.asarray(model.masks["face"]) > 0.5)
+    scans, heads = registered(model, model, count, prior, prior, work)
+    for k in range(1, rounds):
+        template = bootstrapped(model, scans, BuildSettings(complete=False))
+        scans, heads = registered(model, template, count, "model", f"{prior}{k}", work)
+    compare(model, scans, heads)
+
+
+def registered(model, template, count, prior, tag, work):
+    """Scans in correspondence with the template, and the heads they are of; prints how far they are off."""
+    face, seen = regions(model)
     scans, heads, errors = [], [], []
     began = time.perf_counter()
     for seed in range(count):
         head, rng = drawn(model, seed)
-        kept = work / f"{prior}_{seed}.npz" if work else None
+        kept = work / f"{tag}_{seed}.npz" if work else None
         if kept is not None and kept.exists():
             scan, truth = read(kept, seed)
         else:
             made = scan_of(model, head, rng)
             truth = made.truth
             given = Scan(str(seed), made.vertices, made.triangles, str(seed), landmarks=made.landmarks)
-            (scan,) = register_scans(model, [given], prior)
+            (scan,) = register_scans(template, [given], prior)
             if kept is not None and scan.used:
                 write(kept, scan, truth)
         if not scan.used:
@@ -84,14 +92,25 @@ def sampled(model, count, prior, work):
         errors.append([np.median(apart[face]), np.median(apart[seen]), np.median(apart[seen & scan.matched])])
         print(f"{seed:3d} median error of face {errors[-1][0]:.2f}, skin {errors[-1][1]:.2f} mm", flush=True)
     told = "face {:.2f}, skin {:.2f}, matched skin {:.2f}".format(*np.mean(errors, axis=0))
-    print(
-        f"{prior}: correspondence {told} mm, mean of {len(scans)} scans' medians; {time.perf_counter() - began:.0f} s"
-    )
+    print(f"{tag}: correspondence {told} mm, mean of {len(scans)} scans' medians; {time.perf_counter() - began:.0f} s")
+    return scans, np.stack(heads)
+
+
+def regions(model):
+    """Masks of the face and of the skin that scans show."""
+    skin = np.asarray(model.part_of_vertex) == model.part_names.index("skin")
+    seen = skin & (np.asarray(model.masks["interior"]) < 0.5) & (np.asarray(model.mean)[:, 2] > -80)
+    return seen & (np.asarray(model.masks["face"]) > 0.5), seen
+
+
+def compare(model, scans, heads):
+    """Print how models of the scans generalise, beside those of the true heads."""
+    face, seen = regions(model)
     weights = alignment_weights(model, scans)
     fresh = np.stack([drawn(model, 10_000 + k)[0] for k in range(FRESH)])
     raw, matched = np.stack([scan.vertices for scan in scans]), np.stack([scan.matched for scan in scans])
     for mirrored in (False, True):
-        true = align_shapes(np.stack(heads), model, weights, symmetric=mirrored).shapes
+        true = align_shapes(heads, model, weights, symmetric=mirrored).shapes
         registered = align_shapes(raw, model, weights, symmetric=mirrored).shapes
         variants = {
             "true": true,
@@ -137,7 +156,7 @@ def read(path, seed):
     return scan, kept["truth"]
 
 
-def real(model, shared, prior):
+def real(model, shared, prior, rounds):
     """Build from ICT's neutral mesh, identities and the evaluation scans, without and with known landmarks."""
     import json
 
@@ -156,8 +175,8 @@ def real(model, shared, prior):
     for k, gt in enumerate(ground):
         vertices = gt["verts"].astype(float)
         scans.append(Scan(f"scan {k}", vertices, gt["tris"], f"scan {k}", landmarks=vertices[gt["lmk_idx"]]))
-    found = register_scans(model, scans, prior, progress=lambda index, scan: print(index, scan, flush=True))
-    print(assemble_model(found, model, BuildSettings("ICT", prior=prior)))
+    settings = BuildSettings("ICT", prior=prior, rounds=rounds)
+    print(build_model(scans, model, settings, progress=lambda index, scan: print(index, scan, flush=True)))
 
 
 if __name__ == "__main__":

@@ -129,9 +129,7 @@ def _read(path: Path, unit_mm: float, subject: str, expression: str, labels: dic
             f"{', '.join(UNITS_MM)}."
         )
     landmarks = _landmarks(path, unit_mm)
-    return Scan(
-        path.as_posix(), vertices, triangles, subject, expression, landmarks, _colours(mesh), labels
-    )
+    return Scan(path.as_posix(), vertices, triangles, subject, expression, landmarks, _colours(mesh), labels)
 
 
 def _colours(mesh) -> np.ndarray | None:
