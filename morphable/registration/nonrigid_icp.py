@@ -17,11 +17,13 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
 from scipy.sparse.csgraph import dijkstra
-from scipy.sparse.linalg import LinearOperator, cg, splu
+from scipy.sparse.linalg import splu
 
 from morphable.laplacian import cotangent_laplacian
 from morphable.registration.gaussian_process import Marks
 from morphable.registration.target import TargetSurface, outward_normals
+
+_SOLVED, _SOLVER_STEPS = 1e-3, 15  # of a round's conjugate gradients: relative residual, steps at most
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _independent(edges: Int[np.ndarray, "edge 2"], count: int) -> Bool[np.ndarra
     both = np.concatenate([edges, edges[:, ::-1]])
     near = sp.csr_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), shape=(count, count))
     taken, chosen = np.zeros(count, bool), np.zeros(count, bool)
-    starts, ids = near.indptr.tolist(), near.indices
+    starts, ids = np.asarray(near.indptr).tolist(), np.asarray(near.indices)
     for i in range(count):
         if not taken[i]:
             chosen[i] = True
@@ -184,7 +186,7 @@ def _bending(rest: Float[np.ndarray, "node 3"], edges: Int[np.ndarray, "edge 2"]
     parts of its length. Unknowns of a node are consecutive: three of the linear part, one shift. Also the mean length.
     """
     count, number = len(rest), len(edges)
-    i, j = edges.T
+    i, j = edges[:, 0], edges[:, 1]
     half = (rest[j] - rest[i]) / 2
     length = np.maximum(2 * np.linalg.norm(half, axis=1), 1e-9)
     typical = float(length.mean()) if number else 1.0
@@ -245,18 +247,28 @@ def _factor(system: sp.spmatrix):
 
 def _solve(fixed, planes, gaps, pulled, start, factor) -> Float[np.ndarray, "unknown 3"]:
     """Conjugate gradients on the system that the planes couple in x, y and z, preconditioned by the separable one."""
-    size = fixed.shape[0]
     right = pulled.copy()
     right[3::4] += np.einsum("nab,nb->na", planes, gaps)
 
-    def apply(flat):
-        x = flat.reshape(size, 3)
+    def apply(x):
         out = fixed @ x
         out[3::4] += np.einsum("nab,nb->na", planes, x[3::4])
-        return out.ravel()
+        return out
 
-    operator = LinearOperator((3 * size, 3 * size), matvec=apply, dtype=float)
-    ahead = LinearOperator((3 * size, 3 * size), matvec=lambda r: factor.solve(r.reshape(size, 3)).ravel(), dtype=float)
+    x = start.copy()
+    residual = right - apply(x)
+    ahead = factor.solve(residual)
+    direction, energy = ahead, float((residual * ahead).sum())
     # A round need not be solved better than its counterparts are known.
-    found, _ = cg(operator, right.ravel(), x0=start.ravel(), M=ahead, rtol=1e-3, maxiter=15)
-    return found.reshape(size, 3)
+    enough = _SOLVED * np.linalg.norm(right)
+    for _ in range(_SOLVER_STEPS):
+        if np.linalg.norm(residual) <= enough:
+            break
+        image = apply(direction)
+        step = energy / float((direction * image).sum())
+        x += step * direction
+        residual -= step * image
+        ahead = factor.solve(residual)
+        before, energy = energy, float((residual * ahead).sum())
+        direction = ahead + energy / before * direction
+    return x

@@ -32,13 +32,10 @@ class TargetSurface:
         self._triangles = welded.ravel()[np.asarray(triangles)[self.search.solid]]
         self.rim = rim_vertices(self._triangles, len(unique))
         corners = self.search.corners
-        weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        for _ in range(2):
-            normals = np.stack(
-                [np.bincount(self._triangles.ravel(), np.repeat(x, 3), len(unique)) for x in weighted.T], axis=1
-            )
-            weighted = normals[self._triangles].sum(axis=1)
-        self._normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
+        of_triangle = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+        around = _summed(of_triangle, self._triangles, len(unique))
+        wider = _summed(around[self._triangles].sum(axis=1), self._triangles, len(unique))
+        self._normals = wider / np.maximum(np.linalg.norm(wider, axis=1, keepdims=True), 1e-300)
 
     def match(
         self,
@@ -91,6 +88,13 @@ def outward_normals(
     As morphable.mesh.vertex_normals, in double precision and without compilation.
     """
     corners = vertices[triangles]
-    weighted = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normals = np.stack([np.bincount(triangles.ravel(), np.repeat(x, 3), len(vertices)) for x in weighted.T], axis=1)
+    of_triangle = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normals = _summed(of_triangle, triangles, len(vertices))
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-300)
+
+
+def _summed(
+    of_triangle: Float[np.ndarray, "triangle 3"], triangles: Int[np.ndarray, "triangle 3"], count: int
+) -> Float[np.ndarray, "vertex 3"]:
+    """Sums over each vertex's triangles."""
+    return np.stack([np.bincount(triangles.ravel(), np.repeat(x, 3), count) for x in of_triangle.T], axis=1)
