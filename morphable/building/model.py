@@ -62,7 +62,7 @@ class BuildSettings:
     least_share: float = 0.3  # of the visible template that a scan must match
     scaled: bool = False  # whether the sizes of heads are taken out
     mirrored: bool = True  # whether mirror images count as faces, too
-    complete: bool = True  # whether holes are filled by the other scans, or stay as registration left them
+    complete: bool = False  # whether holes are filled by probabilistic PCA, or stay as registration left them
     share: float = 1.0  # of the identity's variance to keep
     rank: int | None = None  # the most identity modes to keep
     noise_mm: float | None = None  # root mean square of registration's error; None: from people scanned twice, if any
@@ -154,10 +154,10 @@ def assemble_model(
 ) -> BuiltModel:
     """The model of scans that are in correspondence with the template.
 
-    Procrustes alignment; holes filled by probabilistic PCA; people scanned more than once averaged; principal
-    components of the neutral shapes, with their mirror images; expressions from differences to the same person's
-    neutral; albedo from colours; attributes from labels; joints by regression on the vertices; everything else is the
-    template's.
+    Procrustes alignment; holes filled by probabilistic PCA where asked for (registration fills those of a few
+    centimetres as well: benchmarks/build.py); people scanned more than once averaged; principal components of the
+    neutral shapes, with their mirror images; expressions from differences to the same person's neutral; albedo from
+    colours; attributes from labels; joints by regression on the vertices; everything else is the template's.
     """
     notes: list[str] = []
     neutral = [scan for scan in scans if scan.used and scan.expression == NEUTRAL]
