@@ -173,7 +173,7 @@ def _independent(edges: Int[np.ndarray, "edge 2"], count: int) -> Bool[np.ndarra
     both = np.concatenate([edges, edges[:, ::-1]])
     near = sp.csr_matrix((np.ones(len(both)), (both[:, 0], both[:, 1])), shape=(count, count))
     taken, chosen = np.zeros(count, bool), np.zeros(count, bool)
-    starts, ids = np.asarray(near.indptr).tolist(), np.asarray(near.indices)
+    starts, ids = list(near.indptr), np.asarray(near.indices)
     for i in range(count):
         if not taken[i]:
             chosen[i] = True
