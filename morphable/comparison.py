@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -63,15 +62,14 @@ def compare(first: MorphableModel, second: MorphableModel, people: int = 10, see
         baseline.append(np.median(np.linalg.norm(rigid(there[use]) - wanted, axis=1)))
         explained.append(np.median(transfer(between, face).model_error))
     same = np.array_equal(np.asarray(first.triangles), np.asarray(second.triangles))
-    spread_first = float(jnp.sqrt(jnp.mean(jnp.sum(jnp.asarray(between.places(first.shape.modes))[use] ** 2, (1, 2)))))
-    spread_second = float(jnp.sqrt(jnp.mean(jnp.sum(second.shape.modes[use] ** 2, (1, 2)))))
+    spread = lambda modes: float(np.sqrt((modes[use] ** 2).sum(axis=(1, 2)).mean()))  # noqa: E731
     one, two = first.expression_names, second.expression_names
     return Comparison(
         same_topology=same,
         matched=float(use.mean()),
         mean_distance=apart,
         scale=1 / size,
-        spread=(spread_first, spread_second),
+        spread=(spread(between.places(np.asarray(first.shape.modes, float))), spread(np.asarray(second.shape.modes))),
         explained=np.array(explained),
         baseline=np.array(baseline),
         shared_units=tuple(name for name in one if name in two),

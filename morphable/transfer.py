@@ -18,7 +18,7 @@ from morphable.registration.correspondence import SurfaceMap
 
 _REACH_MM = 3.0  # a vertex farther than this from the other model's surface has no counterpart there
 _NOISE_MM = 0.5  # of a vertex of the target, for the coefficients that explain it
-_ROUNDS = 5  # of rigid motion and coefficients in turn
+_ROUNDS = 15  # of rigid motion and coefficients in turn
 _EXPRESSION_SIGMA = 0.3  # of blendshape weights; principal components have 1
 
 
@@ -29,7 +29,6 @@ class Correspondence(NamedTuple):
     target: MorphableModel
     places: SurfaceMap  # for each vertex of the target a triangle of the source
     matched: Bool[np.ndarray, " vertex"]  # of the target: has a counterpart
-    motion: Similarity  # the target's head space -> the source's, for the mean faces
 
 
 class Transferred(NamedTuple):
@@ -59,7 +58,7 @@ def correspond(source: MorphableModel, target: MorphableModel) -> Correspondence
     matched = skin & covered & (places.distance < _REACH_MM)
     for name in set(target.part_names) & set(source.part_names) - {"skin"}:
         matched |= (np.asarray(target.part_of_vertex) == target.part_names.index(name)) & np.isfinite(places.distance)
-    return Correspondence(source, target, places, matched, laid.similarity.inverse())
+    return Correspondence(source, target, places, matched)
 
 
 def transfer(
@@ -82,8 +81,7 @@ def transfer(
                 f"transfer: got {what} of shape {points.shape}, expected {(len(c.source.mean), 3)}: a face of "
                 f"{c.source.provenance.name}. Was it fitted with another model?"
             )
-    here = c.motion(np.asarray(c.target.mean, float))
-    moved, calm = (_continued(c, points, here) for points in (face, rest))
+    moved, calm = (_continued(c, points) for points in (face, rest))
     identity, motion = _identity(c, calm)
     expression = _expression(c, moved, calm, identity, motion) if neutral_vertices is not None else _no_expression(c)
     coefficients = (jnp.asarray(identity, jnp.float32), jnp.asarray(expression, jnp.float32))
@@ -98,9 +96,10 @@ def transfer(
     return Transferred(moved, calm, c.matched, identity, expression, motion, surface_error, model_error)
 
 
-def _continued(c: Correspondence, face: Float[np.ndarray, "sourcevertex 3"], here: Float[np.ndarray, "vertex 3"]):
+def _continued(c: Correspondence, face: Float[np.ndarray, "sourcevertex 3"]) -> Float[np.ndarray, "vertex 3"]:
     """The target's vertices on a face of the source, and those without counterpart where their neighbours take them."""
-    on = c.places(face)
+    on, mean = c.places(face), np.asarray(c.target.mean, float)
+    here = similarity(mean[c.matched], on[c.matched], scaled=False)(mean)
     change = np.where(c.matched[:, None], on - here, 0.0)
     triangles = np.asarray(c.target.triangles)
     laplacian = cotangent_laplacian(here, triangles)
@@ -141,7 +140,7 @@ def _identity(c: Correspondence, calm: Float[np.ndarray, "vertex 3"]):
     model, use = c.target, _sampled(c)
     modes, mean = np.asarray(model.shape.modes, float)[use].reshape(3 * len(use), -1), np.asarray(model.mean, float)
     gram = modes.T @ modes + _NOISE_MM**2 * np.eye(modes.shape[1])
-    motion, identity = c.motion, np.zeros(modes.shape[1])
+    motion, identity = similarity(mean[use], calm[use], scaled=False), np.zeros(modes.shape[1])
     for _ in range(_ROUNDS):
         wanted = motion.inverse()(calm[use]) - mean[use]
         identity = np.linalg.solve(gram, modes.T @ wanted.reshape(-1))

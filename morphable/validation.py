@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -34,11 +35,11 @@ def validate(model: MorphableModel) -> list[Finding]:
     return sorted(findings, key=lambda finding: finding.level)  # "error" comes before "warning"
 
 
-def _errors(where: str, *pairs: tuple[bool, str]) -> Iterator[Finding]:
+def _errors(where: str, *pairs: tuple[bool | np.bool_, str]) -> Iterator[Finding]:
     return (Finding("error", where, what) for wrong, what in pairs if wrong)
 
 
-def _warnings(where: str, *pairs: tuple[bool, str]) -> Iterator[Finding]:
+def _warnings(where: str, *pairs: tuple[bool | np.bool_, str]) -> Iterator[Finding]:
     return (Finding("warning", where, what) for wrong, what in pairs if wrong)
 
 
@@ -322,7 +323,7 @@ def _usable(m: MorphableModel) -> bool:
 
 
 def _facing(mean: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"]):
-    return np.asarray(triangle_areas_normals(mean, triangles), float)
+    return np.asarray(triangle_areas_normals(jnp.asarray(mean, jnp.float32), jnp.asarray(triangles)), float)
 
 
 def _gazing(m: MorphableModel) -> np.ndarray:

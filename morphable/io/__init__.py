@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from morphable.io.archive import read_npz
 from morphable.io.contents import Contents, Source, checked
 from morphable.io.contents import ModelFileError as ModelFileError
@@ -55,7 +57,9 @@ def read(path: str | Path) -> MorphableModel | tuple[Contents, Source]:
     layouts = [layout for layout in _layouts() if layout.container == container]
     for layout in layouts:
         if layout.matches(names):
-            return checked(layout.read(arrays, source), source), source
+            # Damaged numbers overflow on their way; `checked` refuses what they become.
+            with np.errstate(all="ignore"):
+                return checked(layout.read(arrays, source), source), source
     known = ", ".join(layout.name for layout in layouts) or "none"
     raise ModelFileError(
         f"{path}: a {container} file with {_some(names)}; expected a layout that facefit knows (in such files "

@@ -23,7 +23,10 @@ _HEADER_CHARACTERS = 10_000  # of an array's description; NumPy's own limit
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of numbers and text in an `.npz`, by name. Raises ModelFileError for anything else in it."""
+    """All arrays of numbers and text in an `.npz`, by name; Python objects in it, which are pickles, are left out.
+
+    Raises ModelFileError for what is no such file.
+    """
     try:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:
@@ -34,10 +37,11 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: unpacks to {whole >> 20} MiB from {size >> 20} MiB, expected at most "
                     f"{allowance(size) >> 20}. Is the file damaged?"
                 )
-            return {
+            arrays = {
                 member.filename.removesuffix(".npy"): read_array(archive.read(member), f"{path}: {member.filename}")
                 for member in members
             }
+            return {name: values for name, values in arrays.items() if values is not None}
     except ModelFileError:
         raise
     except _DAMAGED as error:
@@ -46,8 +50,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_array(content: bytes, where: str) -> np.ndarray:
-    """The array of numbers or text in the bytes of an `.npy`; its size is checked before memory is taken for it."""
+def read_array(content: bytes, where: str) -> np.ndarray | None:
+    """The array in the bytes of an `.npy`, its size checked before memory is taken for it; None for Python objects."""
     stream = io.BytesIO(content)
     try:
         version = np.lib.format.read_magic(stream)
@@ -55,18 +59,10 @@ def read_array(content: bytes, where: str) -> np.ndarray:
             raise ValueError(f"version {version}")
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(stream, max_header_size=_HEADER_CHARACTERS)
-    # NumPy evaluates the header as a literal and passes on whatever goes wrong there.
-    except (
-        ValueError,
-        TypeError,
-        SyntaxError,
-        KeyError,
-        EOFError,
-        RecursionError,
-        MemoryError,
-        OverflowError,
-    ) as error:
+    except _BAD_HEADER as error:
         raise ModelFileError(f"{where}: not a numpy array ({error}); expected an .npy. Is the file damaged?") from error
+    if dtype.hasobject:
+        return None
     if dtype.kind not in "fiubUS" or dtype.subdtype is not None:
         raise ModelFileError(f"{where}: got an array of {dtype}, expected numbers or text. Other objects are not read.")
     if any(n < 0 for n in shape) or len(shape) > 8:

@@ -34,7 +34,7 @@ class Points(NamedTuple):
     @classmethod
     def at_vertices(cls, vertices: dict[int, int]) -> "Points":
         """From vertex ids for some of the landmarks, counted from 0."""
-        corners, weights = np.zeros((68, 3), np.int32), np.full((68, 3), np.nan, np.float32)
+        corners, weights = np.zeros((68, 3), np.int64), np.full((68, 3), np.nan, np.float32)
         for landmark, vertex in vertices.items():
             corners[landmark], weights[landmark] = vertex, (1.0, 0.0, 0.0)
         return cls(corners, weights)

@@ -1,5 +1,6 @@
 """A surface map that does not jump from one lip to the other: it looks at where a point faces, too."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import KDTree
@@ -17,7 +18,7 @@ def unit_normals(
     vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"]
 ) -> Float[np.ndarray, "vertex 3"]:
     """Outward unit normals; zero at vertices without triangles."""
-    return np.asarray(vertex_normals(np.asarray(vertices, np.float32), np.asarray(triangles)), float)
+    return np.asarray(vertex_normals(jnp.asarray(vertices, jnp.float32), jnp.asarray(triangles)), float)
 
 
 def oriented_map(

@@ -38,7 +38,7 @@ class Template:
     pull: Float[np.ndarray, " vertex"]  # in [0, 1]: how much the target draws; 0 for cavities and other parts
     corners: Int[np.ndarray, "68 3"]  # of the landmarks
     weights: Float[np.ndarray, "68 3"]
-    carried: tuple[Int[np.ndarray, " vertex"], ...]  # other pieces: eyeballs, teeth, ...
+    carried: tuple[Int[np.ndarray, " _"], ...]  # other pieces: eyeballs, teeth, ...
     rigid: tuple[bool, ...]  # which of these keep their form
 
     @classmethod
