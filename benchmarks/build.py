@@ -25,7 +25,7 @@ from registration import scan_of
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import morphable  # noqa: E402
-from morphable.building import BuildSettings, RegisteredScan, Scan, bootstrapped, build_model, register_scans  # noqa: E402
+from morphable.building import BuildSettings, RegisteredScan, Scan, build_model, register_scans  # noqa: E402
 from morphable.building.registered_scans import align_shapes, alignment_weights, complete_shapes  # noqa: E402
 from morphable.building.spaces import identity_space  # noqa: E402
 from morphable.registration import Similarity, similarity, surface_map  # noqa: E402
@@ -38,7 +38,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, default=0, help="number of heads to sample")
     parser.add_argument("--prior", choices=("kernel", "model"), default="kernel")
-    parser.add_argument("--rounds", type=int, default=1, help="of registration, each with the modes found before")
     parser.add_argument("--shared", type=Path, help="build from its ICT meshes")
     parser.add_argument("--work", type=Path, help="folder to keep registrations in")
     args = parser.parse_args()
@@ -46,9 +45,9 @@ def main():
     if args.work:
         args.work.mkdir(parents=True, exist_ok=True)
     if args.heads:
-        sampled(model, args.heads, args.prior, args.rounds, args.work)
+        sampled(model, args.heads, args.prior, args.work)
     if args.shared:
-        real(model, args.shared, args.prior, args.rounds)
+        real(model, args.shared, args.prior)
 
 
 def drawn(model, seed):
@@ -57,30 +56,27 @@ def drawn(model, seed):
     return np.asarray(model.neutral(rng.normal(size=model.shape.rank).astype(np.float32)), float), rng
 
 
-def sampled(model, count, prior, rounds, work):
+def sampled(model, count, prior, work):
     """Print correspondence, and generalisation by the number of modes, of true and built models."""
-    scans, heads = registered(model, model, count, prior, prior, work)
-    for k in range(1, rounds):
-        template = bootstrapped(model, scans, BuildSettings(complete=False))
-        scans, heads = registered(model, template, count, "model", f"{prior}{k}", work)
+    scans, heads = registered(model, count, prior, work)
     compare(model, scans, heads)
 
 
-def registered(model, template, count, prior, tag, work):
-    """Scans in correspondence with the template, and the heads they are of; prints how far they are off."""
+def registered(model, count, prior, work):
+    """Scans in correspondence with the model, and the heads they are of; prints how far they are off."""
     face, seen = regions(model)
     scans, heads, errors = [], [], []
     began = time.perf_counter()
     for seed in range(count):
         head, rng = drawn(model, seed)
-        kept = work / f"{tag}_{seed}.npz" if work else None
+        kept = work / f"{prior}_{seed}.npz" if work else None
         if kept is not None and kept.exists():
             scan, truth = read(kept, seed)
         else:
             made = scan_of(model, head, rng)
             truth = made.truth
             given = Scan(str(seed), made.vertices, made.triangles, str(seed), landmarks=made.landmarks)
-            (scan,) = register_scans(template, [given], prior)
+            (scan,) = register_scans(model, [given], prior)
             if kept is not None and scan.used:
                 write(kept, scan, truth)
         if not scan.used:
@@ -92,7 +88,7 @@ def registered(model, template, count, prior, tag, work):
         errors.append([np.median(apart[face]), np.median(apart[seen]), np.median(apart[seen & scan.matched])])
         print(f"{seed:3d} median error of face {errors[-1][0]:.2f}, skin {errors[-1][1]:.2f} mm", flush=True)
     told = "face {:.2f}, skin {:.2f}, matched skin {:.2f}".format(*np.mean(errors, axis=0))
-    print(f"{tag}: correspondence {told} mm, mean of {len(scans)} scans' medians; {time.perf_counter() - began:.0f} s")
+    print(f"{prior}: correspondence {told} mm, mean medians of {len(scans)} scans; {time.perf_counter() - began:.0f} s")
     return scans, np.stack(heads)
 
 
@@ -156,7 +152,7 @@ def read(path, seed):
     return scan, kept["truth"]
 
 
-def real(model, shared, prior, rounds):
+def real(model, shared, prior):
     """Build from ICT's neutral mesh, identities and the evaluation scans, without and with known landmarks."""
     import json
 
@@ -175,7 +171,7 @@ def real(model, shared, prior, rounds):
     for k, gt in enumerate(ground):
         vertices = gt["verts"].astype(float)
         scans.append(Scan(f"scan {k}", vertices, gt["tris"], f"scan {k}", landmarks=vertices[gt["lmk_idx"]]))
-    settings = BuildSettings("ICT", prior=prior, rounds=rounds)
+    settings = BuildSettings("ICT", prior=prior)
     result = build_model(scans, model, settings, progress=lambda index, scan: print(index, scan, flush=True))
     print(result)
     # ICT's meshes correspond to each other: a template vertex should lie on the same place of all of them.

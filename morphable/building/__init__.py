@@ -3,7 +3,6 @@
 from morphable.building.model import BuildSettings as BuildSettings
 from morphable.building.model import BuiltModel as BuiltModel
 from morphable.building.model import assemble_model as assemble_model
-from morphable.building.model import bootstrapped as bootstrapped
 from morphable.building.model import build_model as build_model
 from morphable.building.registered_scans import RegisteredScan as RegisteredScan
 from morphable.building.registered_scans import register_scans as register_scans

@@ -16,7 +16,6 @@ from morphable.building import (
     RegisteredScan,
     Scan,
     assemble_model,
-    bootstrapped,
     build_model,
 )
 from morphable.building.registered_scans import align_shapes, alignment_weights, complete_shapes
@@ -362,17 +361,6 @@ def test_scans_become_a_model_and_bad_ones_are_left_out(fine, tmp_path):
     assert "ball (nobody, neutral): left out" in str(result)
     assert miss(result.model.shape.truncate(0), shapes) > 0.9 and miss(result.model.shape, shapes) < 0.5
     assert np.median(np.abs(np.asarray(result.model.albedo.mean) - 0.5)) < 1e-5  # rims are the template's
-
-
-def test_registering_again_believes_what_scans_have_in_common(tiny):
-    _, shapes = people(tiny, 20, spread=0.2)
-    rng = np.random.default_rng(6)
-    scans = [registered(motion(i)(x) + 0.1 * rng.normal(size=x.shape), str(i)) for i, x in enumerate(shapes)]
-    again = bootstrapped(tiny, scans, BuildSettings(mirrored=False))
-    assert 3 <= again.shape.rank <= 8 and again.rig is None
-    assert miss(again.shape, shapes) < 0.35 * miss(again.shape.truncate(0), shapes)
-    with pytest.raises(BuildError, match="rounds.*an iterator"):
-        build_model(iter([]), tiny, BuildSettings(rounds=2))
 
 
 def test_too_few_people(tiny):
