@@ -2,29 +2,15 @@
 
 import functools
 import logging
-import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
 import jax
 
+from morphable.io.cache import cache_folder
+
 log = logging.getLogger("facefit")
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of this platform, or `FACEFIT_CACHE`."""
-    if "FACEFIT_CACHE" in os.environ:
-        return Path(os.environ["FACEFIT_CACHE"])
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return base / "facefit" / "jax"
 
 
 def enable_cache() -> None:

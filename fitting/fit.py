@@ -149,7 +149,7 @@ class Fit:
         return self.person.instance(jnp.asarray(self.identity), jnp.asarray(self.expression), jnp.asarray(self.albedo))
 
 
-_RELINEARISE = 2  # times that a fit of a multilinear model is solved again in its tangent
+_RELINEARISE = 3  # times that a fit of a multilinear model is solved again in its tangent
 _NO_CUTOFF = 100.0  # deviations; an infinite one has no derivative
 GEOMETRY = ("landmarks", "jaw", "identity", "expression")  # terms that tell whether landmarks make a face
 
@@ -277,7 +277,7 @@ class Fitter:
             correction=correction,
             labels=labels,
         )
-        if self.relinearise == 0 or fit.result == "failed":
+        if self.relinearise == 0 or not bool(solution.finite):
             return fit
         final = tuple(s for s in stages if s is last or s.segments is not None)
         return self._about(fit).fit(photo, face, final, focal_px, mask, progress, parameters, terms, centre_px)

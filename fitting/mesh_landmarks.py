@@ -120,7 +120,7 @@ def with_detected_landmarks(scans: Sequence[Scan], say: Callable[[str], None]) -
         mesh = Mesh(jnp.asarray(scan.vertices, jnp.float32), jnp.asarray(scan.triangles, jnp.int32), albedo=colours)
         seen = seen_landmarks(mesh, _FEW_VIEWS)
         points = np.full((68, 3), np.nan)
-        known = np.isfinite(seen).all(axis=2).any(axis=0)
+        known = np.asarray(np.isfinite(seen).all(axis=2).any(axis=0))
         points[known] = np.nanmedian(seen[:, known], axis=0)
         if known[JAW.stop :].sum() < _LEAST_POINTS:
             say(f"  {scan.name}: no face in pictures of it; it is registered without landmarks")

@@ -37,7 +37,7 @@ def write_transfer(fit: str | Path, model: str | Path | None, to: str | Path, ou
             fields["K"] = arrays["K"]
             fields["R"] = arrays["R"] @ moved.motion.rotation
             fields["t"] = arrays["R"] @ moved.motion.offset + arrays["t"]
-        np.savez(folder / "transfer.npz", **fields)
+        np.savez(folder / "transfer.npz", allow_pickle=False, **fields)
         note = f"{target.provenance.name}: {target.provenance.licence}"
         for name, vertices in (("mesh", moved.vertices), ("neutral", moved.neutral_vertices)):
             write_obj(folder / f"{name}.obj", vertices, np.asarray(target.triangles), np.asarray(target.uv), note=note)

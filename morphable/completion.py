@@ -134,7 +134,7 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
         landmarks=landmarks,
         contour=contour,
         rig=rig,
-        masks={name: single(np.clip(mask, 0, 1)) for name, mask in masks.items()},
+        masks={name: single(np.round(255 * np.clip(mask, 0, 1)) / 255) for name, mask in masks.items()},
         mirror=index(
             mirror_table(mean, float(np.median(mean[skin, 0]))) if contents.mirror is None else contents.mirror
         ),
@@ -174,7 +174,9 @@ def _parts(contents: Contents) -> tuple[Int[np.ndarray, " vertex"], tuple[str, .
     edges = np.concatenate([ids[:, [0, 1]], ids[:, [1, 2]]])
     graph = sp.csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(len(unique), len(unique)))
     _, piece = sp.csgraph.connected_components(graph, directed=False)
-    area = np.linalg.norm(np.cross(*(unique[ids[:, k]] - unique[ids[:, 0]] for k in (1, 2))), axis=1)
+    area = np.linalg.norm(
+        np.cross(unique[ids[:, 1]] - unique[ids[:, 0]], unique[ids[:, 2]] - unique[ids[:, 0]]), axis=1
+    )
     largest = int(np.bincount(piece[ids[:, 0]], area).argmax())
     other = piece[welded.ravel()] != largest
     # Small loose pieces of a scan-like model, and vertices without triangles, are still skin unless they are solid.

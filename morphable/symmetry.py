@@ -18,10 +18,11 @@ def mirror_table(vertices: Float[np.ndarray, "vertex 3"], middle_x: float = 0.0)
     vertices = np.asarray(vertices, float)
     count = len(vertices)
     tree = KDTree(vertices)
+    everyone = np.arange(count)
     for _ in range(_ROUNDS):
         reflected = vertices * [-1, 1, 1] + [2 * middle_x, 0, 0]
-        nearest = tree.query(reflected)[1]
-        pairs = nearest[nearest] == np.arange(count)
+        nearest = np.asarray(tree.query(reflected)[1])
+        pairs = np.asarray(nearest[nearest] == everyone)
         middle_x = float(np.median((vertices[pairs, 0] + vertices[nearest[pairs], 0]) / 2)) if pairs.any() else middle_x
     reflected = vertices * [-1, 1, 1] + [2 * middle_x, 0, 0]
     apart, candidates = tree.query(reflected, k=min(_NEAR, count))

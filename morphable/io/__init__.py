@@ -23,8 +23,9 @@ def load(path: str | Path | None = None, arkit: bool = False) -> MorphableModel:
     """Read a morphable model in any of the published formats; without a path, the CC0 head that ships with facefit.
 
     What the file lacks (landmarks, masks, a rig, ...) is made by laying the CC0 head on its mean, which takes some
-    seconds: `Provenance.made` names it, `save` keeps it. Formats: `docs/model_formats.md`. Raises ModelFileError for a
-    file that is none of them or is damaged, and RegistrationError where the head cannot be laid on it.
+    seconds the first time; the result is kept in the user's cache folder, and `Provenance.made` names what was made.
+    Formats: `docs/model_formats.md`. Raises ModelFileError for a file that is none of them or is damaged, and
+    RegistrationError where the head cannot be laid on it.
 
     With `arkit` the CC0 head's 52 expression units replace those of a published model: all then speak one language.
     """
@@ -34,9 +35,16 @@ def load(path: str | Path | None = None, arkit: bool = False) -> MorphableModel:
     if isinstance(found, MorphableModel):
         return found
     from morphable.completion import complete
+    from morphable.io.cache import completed_path, keep, kept
 
     contents, source = found
-    return complete(contents, source, _default(), arkit)
+    place = completed_path(source, _default().provenance.sha256, arkit)
+    model = kept(place, source)
+    if model is None:
+        model = complete(contents, source, _default(), arkit)
+        keep(place, model)
+        model = kept(place, source) or model  # the first time's bits are those of all other times
+    return model
 
 
 def save(path: str | Path, model: MorphableModel) -> None:

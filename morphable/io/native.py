@@ -312,8 +312,8 @@ def _parts_after_subdivision(parts: list[dict], quads: np.ndarray, vertex_count:
     return of_vertex
 
 
-def write_native(path: str | Path, model: MorphableModel) -> None:
-    """Write a model so that `read_native` gives back the same arrays, bit for bit."""
+def write_native(path: str | Path, model: MorphableModel, compress: bool = True) -> None:
+    """Write a model so that `read_native` gives back the same arrays, bit for bit; masks are rounded to 255ths."""
     path = Path(path)
     arrays = {
         "triangles": model.triangles,
@@ -382,7 +382,8 @@ def write_native(path: str | Path, model: MorphableModel) -> None:
         ]
     partial = path.with_name(path.name + ".partial.npz")
     stored = {name: np.asarray(values) for name, values in arrays.items()}
-    np.savez_compressed(partial, allow_pickle=False, manifest=np.array(json.dumps(manifest)), **stored)
+    write = np.savez_compressed if compress else np.savez
+    write(partial, allow_pickle=False, manifest=np.array(json.dumps(manifest)), **stored)
     partial.replace(path)
 
 

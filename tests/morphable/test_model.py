@@ -1,5 +1,8 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import jaxlie
 import numpy as np
 import pytest
 from helpers import tree_equal
@@ -89,3 +92,57 @@ def test_outline_of_a_frontal_head_is_found_on_both_sides(tiny):
     reach = jnp.abs(points[..., 0])
     for path in (0, 1, 15, 16):
         assert reach[path, chosen[path]] == reach[path].max()
+
+
+def with_interaction(tiny, key):
+    shape = (*tiny.expression.shape, tiny.shape.rank)
+    return dataclasses.replace(tiny, rig=None, interaction=0.5 * jax.random.normal(key, shape))
+
+
+def test_interaction_makes_the_units_depend_on_the_identity(tiny, key):
+    model = with_interaction(tiny, key)
+    c, w = jnp.array([1.0, -0.5, 0.2, 0, 0, 0.3]), jnp.array([0.5, 0.2, 0.7, 0.1])
+    expected = tiny.mean + tiny.shape.modes @ c + tiny.expression @ w
+    expected += jnp.einsum("vxui,u,i->vx", model.interaction, w, c)
+    np.testing.assert_allclose(model.vertices(c, w), expected, atol=1e-3)
+    np.testing.assert_allclose(model.neutral(c), tiny.neutral(c), atol=1e-5)
+
+
+def test_the_tangent_model_agrees_to_first_order(tiny, key):
+    model = with_interaction(tiny, key)
+    c, w = jnp.array([1.0, -0.5, 0.2, 0, 0, 0.3]), jnp.array([0.5, 0.2, 0.7, 0.1])
+    tangent = model.linearised(c, w)
+    assert tangent.interaction is None and tiny.linearised(c, w) is tiny
+    np.testing.assert_allclose(tangent.vertices(c, w), model.vertices(c, w), atol=1e-3)
+    dc, dw = jnp.array([0.0, 1, 0, 2, 0, 0]), jnp.array([0.1, 0, -0.1, 0.2])
+    step = lambda m, h: (m.vertices(c + h * dc, w + h * dw) - m.vertices(c - h * dc, w - h * dw)) / (2 * h)  # noqa: E731
+    np.testing.assert_allclose(step(tangent, 0.1), step(model, 0.1), atol=5e-2)
+
+
+def test_interaction_components_and_correctives_survive_the_file(tiny, key, tmp_path):
+    rig = dataclasses.replace(
+        tiny.rig,
+        joints_expression=jax.random.normal(key, (2, 3, 4)),
+        correctives=jax.random.normal(key, (len(tiny.mean), 3, 9)),
+    )
+    model = dataclasses.replace(
+        tiny, rig=rig, interaction=with_interaction(tiny, key).interaction, expression_kind="components"
+    )
+    morphable.save(tmp_path / "all.npz", model)
+    again = morphable.load(tmp_path / "all.npz")
+    assert again.expression_kind == "components" and tree_equal(again.rig, model.rig)
+    np.testing.assert_array_equal(again.interaction, model.interaction)
+    assert np.asarray(again.expression_limits).min() == -4
+
+
+def test_correctives_act_with_the_joints_and_only_then(tiny, key):
+    fields = jax.random.normal(key, (len(tiny.mean), 3, 9))
+    rig = dataclasses.replace(tiny.rig, correctives=fields)
+    still, turned = jnp.zeros((2, 3)), jnp.zeros((2, 3)).at[1, 0].set(0.4)
+    np.testing.assert_allclose(rig.corrected(tiny.mean, still), tiny.mean, atol=1e-5)
+    matrix = jaxlie.SO3.exp(turned[1]).as_matrix()
+    np.testing.assert_allclose(
+        rig.corrected(tiny.mean, turned) - tiny.mean, fields @ (matrix - jnp.eye(3)).reshape(-1), atol=1e-4
+    )
+    with pytest.raises(ValueError, match="nine for each"):
+        dataclasses.replace(tiny.rig, correctives=fields[..., :5])
