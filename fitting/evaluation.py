@@ -17,6 +17,7 @@ from scipy.spatial import ConvexHull
 
 from fitting.observation import INNER_LANDMARKS
 from morphable.model import MorphableModel
+from morphable.registration.alignment import Similarity, similarity
 from morphable.registration.closest_points import SurfaceSearch, row_dot
 
 # Outer and inner eye corners, nose bottom, mouth corners, in the order of NoW's landmark files.
@@ -34,34 +35,6 @@ class EvaluationError(ValueError):
 
 
 # ------------------------------------------------------------------------------------------------ alignment
-
-
-@dataclass(frozen=True, eq=False)
-class Similarity:
-    """x -> scale R x + translation."""
-
-    scale: float
-    rotation: Float[np.ndarray, "3 3"]
-    translation: Float[np.ndarray, "3"]
-
-    def __call__(self, points: Float[np.ndarray, "point 3"]) -> Float[np.ndarray, "point 3"]:
-        return self.scale * points @ self.rotation.T + self.translation
-
-    def back(self, points: Float[np.ndarray, "point 3"]) -> Float[np.ndarray, "point 3"]:
-        """The inverse motion."""
-        return ((points - self.translation) / self.scale) @ self.rotation
-
-
-def procrustes(source: Float[np.ndarray, "point 3"], target: Float[np.ndarray, "point 3"], scaled: bool) -> Similarity:
-    """The motion, with a free scale or without, that takes source nearest to target in the least squares (Umeyama
-    1991); mirroring is not allowed.
-    """
-    a, b = source.mean(axis=0), target.mean(axis=0)
-    u, s, vt = np.linalg.svd((target - b).T @ (source - a))
-    signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    rotation = (u * signs) @ vt
-    scale = float((s * signs).sum() / ((source - a) ** 2).sum()) if scaled else 1.0
-    return Similarity(scale, rotation, b - scale * rotation @ a)
 
 
 class Anchors(NamedTuple):
@@ -101,7 +74,7 @@ def icp(
         centre = x.mean(axis=0)
         turn, shift, growth = _icp_step(x - centre, gap, normals, weights[near], scaled, centre, drawn)
         rotation, scale = pose.rotation @ _rotation(turn).T, pose.scale / growth
-        translation = pose.translation + pose.scale * pose.rotation @ centre - scale * rotation @ (centre + shift)
+        translation = pose.offset + pose.scale * pose.rotation @ centre - scale * rotation @ (centre + shift)
         pose = Similarity(scale, rotation, translation)
         moves = (np.linalg.norm(turn), np.linalg.norm(shift) * scale / spread, abs(growth - 1))
         if max(moves) < _ICP_TOLERANCE:
@@ -275,7 +248,7 @@ def _landmark_alignment(scan: Scan, mesh: FaceMesh, scaled: bool) -> Similarity:
             f"{mesh.name} and {scan.name}: got {len(known)} landmarks known in both, expected at least 3 of the eye "
             f"corners, nose bottom and mouth corners (iBUG {', '.join(map(str, NOW_LANDMARKS))}). Mark more of them."
         )
-    return procrustes(mesh.landmarks[known], scan.landmarks[known], scaled)
+    return similarity(mesh.landmarks[known], scan.landmarks[known], scaled=scaled)
 
 
 def crop(
@@ -393,7 +366,7 @@ def correspondence_error(
     Scores by closest points forgive sliding and rank methods wrongly (M3DFB, arXiv 2505.18025); on
     synthetic faces the correspondence is known and nothing is forgiven.
     """
-    return np.linalg.norm(procrustes(vertices, truth, scaled)(vertices) - truth, axis=1)
+    return np.linalg.norm(similarity(vertices, truth, scaled=scaled)(vertices) - truth, axis=1)
 
 
 def _box_size(truth: Float[np.ndarray, "68 2"]) -> float:
@@ -475,9 +448,9 @@ def ssim(
     var_b = blurred(truth**2 * inside) / weight - mean_b**2
     covariance = blurred(picture * truth * inside) / weight - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
-    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    similarity /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
-    return float(similarity[mask].mean())
+    structure = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    structure /= (mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2)
+    return float(structure[mask].mean())
 
 
 def _some(mask: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:

@@ -39,6 +39,10 @@ class Similarity:
         back = self.rotation.T / self.scale
         return Similarity(1 / self.scale, self.rotation.T, -back @ self.offset)
 
+    def back(self, points: Float[np.ndarray, "*point 3"]) -> Float[np.ndarray, "*point 3"]:
+        """The points that have these images; loses less to rounding than `inverse()` far from the origin."""
+        return ((points - self.offset) / self.scale) @ self.rotation
+
     def turn(self, vectors: Float[np.ndarray, "*point 3"]) -> Float[np.ndarray, "*point 3"]:
         """Directions: turned, neither moved nor scaled."""
         return vectors @ self.rotation.T

@@ -29,7 +29,6 @@ from fitting.evaluation import (
     face_regions,
     landmark_errors,
     mean_face,
-    procrustes,
     psnr,
     region_scores,
     scan_to_mesh,
@@ -42,6 +41,7 @@ from fitting.observation import Photo
 from fitting.score_report import image_report, landmark_report, mesh_report, write_json
 from morphable.colour import linear_to_srgb
 from morphable.mesh import Mesh
+from morphable.registration.alignment import similarity
 from morphable.registration.closest_points import SurfaceError, SurfaceSearch
 from renderer.camera import Pinhole
 from renderer.light import ambient_white
@@ -144,13 +144,13 @@ def test_procrustes_finds_the_motion():
     rng = np.random.default_rng(1)
     points, shift = rng.normal(size=(7, 3)), rng.normal(size=3)
     rotation = Rotation.random(random_state=rng).as_matrix()
-    found = procrustes(points, 1.7 * points @ rotation.T + shift, True)
+    found = similarity(points, 1.7 * points @ rotation.T + shift, scaled=True)
     np.testing.assert_allclose(found.scale, 1.7)
     np.testing.assert_allclose(found.rotation, rotation, atol=1e-12)
     np.testing.assert_allclose(found.back(found(points)), points, atol=1e-12)
-    mirrored = procrustes(points, points * [-1, 1, 1], True)
+    mirrored = similarity(points, points * [-1, 1, 1], scaled=True)
     assert np.linalg.det(mirrored.rotation) > 0.999
-    assert procrustes(points, 1.7 * points, False).scale == 1
+    assert similarity(points, 1.7 * points, scaled=False).scale == 1
 
 
 def test_a_mesh_fits_itself(scan, face):
