@@ -67,8 +67,8 @@ def similarity(
             f"similarity: got {known.sum()} pairs of known points, expected three or more that are not on a line. "
             "Give more landmarks."
         )
-    source, target, w = source[known], target[known], w[known] / w[known].sum()
-    a, b = w @ source, w @ target
+    source, target, w = source[known], target[known], w[known]
+    a, b = (np.average(x, axis=0, weights=w) for x in (source, target))
     u, s, vt = np.linalg.svd((target - b).T @ ((source - a) * w[:, None]))
     if s[1] <= 1e-9 * s[0] or s[0] == 0:
         raise AlignmentError(
@@ -77,7 +77,7 @@ def similarity(
         )
     signs = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     rotation = (u * signs) @ vt
-    scale = float((s * signs).sum() / (w @ (source - a) ** 2).sum()) if scaled else 1.0
+    scale = float((s * signs).sum() / (w[:, None] * (source - a) ** 2).sum()) if scaled else 1.0
     return Similarity(scale, rotation, b - scale * rotation @ a)
 
 
