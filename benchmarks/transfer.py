@@ -50,7 +50,7 @@ def main():
             flush=True,
         )
     mean = np.mean(rows, axis=0)
-    print(f"all: face {mean[0]:.3f} mm ({mean[1]:.2f}), all {mean[2]:.3f}; coefficients {mean[4]:.2f}, {mean[5]:.2f} mm")
+    print(f"all: face {mean[0]:.3f} mm ({mean[1]:.2f}), all {mean[2]:.3f}; coefficients {mean[4]:.2f}, {mean[5]:.2f}")
 
 
 if __name__ == "__main__":
