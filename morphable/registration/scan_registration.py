@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from threadpoolctl import threadpool_limits
 
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
@@ -77,7 +78,13 @@ def register(
     scaled: whether the target's scale is free; as default it is with landmarks or a start, and not without.
     Raises RegistrationError where the template does not come to lie on the target.
     """
-    template = model if isinstance(model, Template) else Template.of(model)
+    # BLAS's own threads spin between these many small products; on busy cores that took four times as long.
+    with threadpool_limits(1, user_api="blas"):
+        template = model if isinstance(model, Template) else Template.of(model)
+        return _registered(template, target, landmarks, start, scaled, settings)
+
+
+def _registered(template: Template, target, landmarks, start, scaled, settings: RegistrationSettings) -> Registration:
     vertices, triangles = _surface(target)
     free = (landmarks is not None or start is not None) if scaled is None else scaled
     if landmarks is not None and landmarks.shape != (68, 3):

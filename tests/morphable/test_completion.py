@@ -3,14 +3,18 @@
 import dataclasses
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tree_equal
 
+import morphable
 from morphable.completion import coarse_triangles, complete, lacks, regress_joint
 from morphable.io.contents import Contents, ModelFileError, Points, Source, checked, split_seams
 from morphable.registration import RegistrationError
 from morphable.rig import Gaze, Rig
+from morphable.validation import validate
 
 NOWHERE = Source(Path("model"), "0" * 64)
 SHIFT = np.array([3.0, 40.0, -50.0])
@@ -161,3 +165,14 @@ def test_contents_that_contradict_themselves_are_refused(tiny, change, complaint
     assert checked(bare(tiny), NOWHERE)
     with pytest.raises(ModelFileError, match=complaint):
         checked(bare(tiny, **change), NOWHERE)
+
+
+@pytest.mark.parametrize("name", ["sfm/sfm_shape_3448.bin", "ict/FaceXModel"])
+def test_real_models_are_sound_once_completed(shared, name):
+    model = morphable.load(shared / "models" / name)
+    assert [finding for finding in validate(model) if finding.level == "error"] == []
+    between = np.asarray(model.landmarks(model.mean))[36:48].mean(axis=0)
+    assert np.abs(between[:2]).max() < 5 and 0 < between[2] < 30  # the origin lies between the eyeballs
+    again = morphable.load(shared / "models" / name)  # from the cache
+    assert tree_equal(jax.tree.map(np.asarray, model), jax.tree.map(np.asarray, again))
+    assert again.provenance == model.provenance
