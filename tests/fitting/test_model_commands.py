@@ -108,3 +108,22 @@ def test_landmarks_found_in_pictures_lie_where_the_model_has_them(head):
     assert found.views == 3 and np.median(apart[INNER]) < 3.5 and np.median(found.spread_mm) < 3
     placed = with_landmarks(head, found.points)
     np.testing.assert_allclose(placed.landmarks(placed.mean), found.positions, atol=0.01)
+
+
+def test_build_makes_a_model_of_scans_and_reports(small, tiny, tmp_path, capsys):
+    import trimesh
+
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for k in range(3):
+        vertices = np.asarray(tiny.neutral(jnp.zeros(6).at[k].set(1.5)))
+        trimesh.Trimesh(vertices, np.asarray(tiny.triangles), process=False).export(folder / f"person_{k}.ply")
+        np.save(folder / f"person_{k}.landmarks.npy", np.asarray(tiny.landmarks(jnp.asarray(vertices))))
+    out = tmp_path / "built.npz"
+    assert run("build", folder, "-o", out, "--template", small, "--name", "mine", "--no-detect") == 0
+    said = capsys.readouterr().out
+    assert "mine:" in said and "compactness" in said.lower() and "generalisation" in said.lower()
+    built = morphable.load(out)
+    assert built.provenance.name == "mine" and built.shape.rank >= 2
+    np.testing.assert_array_equal(built.triangles, tiny.triangles)
+    assert run("build", tmp_path / "nothing.ply", "-o", out) == 2
