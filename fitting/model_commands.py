@@ -233,6 +233,8 @@ def build(
     prior: Literal["model", "kernel"] = "model",
     name: str = "built",
     licence: str = "unknown",
+    licence_class: Literal["free", "attribution", "non-commercial", "unknown"] = "unknown",
+    folder: Path | None = None,
     rank: int | None = None,
     expressions: Literal["units", "components"] = "units",
     detect: bool = True,
@@ -252,6 +254,8 @@ def build(
         prior: How scans are registered: by the template's own modes and smoothness, or by smoothness alone.
         name: Of the new model.
         licence: Of the new model; the scans' and the template's licences bind it.
+        licence_class: What that licence allows.
+        folder: Where registered scans are kept, for more of them than memory holds.
         rank: The most identity components to keep.
         expressions: Whether expression scans become named units or principal components.
         detect: Look for landmarks in pictures of scans that come without.
@@ -259,6 +263,8 @@ def build(
     from rich.console import Console
 
     _npz(out)
+    if not scans:
+        raise UsageError("SCANS: got none, expected mesh files or folders of them.")
     if rank is not None and rank < 1:
         raise UsageError(f"--rank: got {rank}, expected at least 1.")
     import morphable
@@ -272,13 +278,16 @@ def build(
     if detect:
         with stage(console, "looking for landmarks on scans without"):
             found = with_detected_landmarks(found, console.print)
-    settings = BuildSettings(name=name, licence=licence, prior=prior, rank=rank, expressions=expressions)
+    settings = BuildSettings(
+        name=name, licence=licence, licence_class=licence_class, prior=prior, rank=rank, expressions=expressions
+    )
     with stage(console, "registering and building"):
         built = build_model(
             found,
             morphable.load(template),
             settings,
-            progress=lambda number, scan: console.print(f"  {number + 1}/{len(found)} {scan}"),
+            folder,
+            lambda number, scan: console.print(f"  {number + 1}/{len(found)} {scan}"),
         )
     morphable.save(out, built.model)
     print(built)

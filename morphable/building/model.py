@@ -54,6 +54,7 @@ class BuildSettings:
 
     name: str = "built"  # of the model
     licence: str = "unknown"  # of the model: the scans' and the template's both bind it
+    licence_class: Literal["free", "attribution", "non-commercial", "unknown"] = "unknown"
     prior: Literal["model", "kernel"] = "model"  # of registration: the template's modes, or smoothness alone
     registration: RegistrationSettings = RegistrationSettings()
     least_share: float = 0.3  # of the visible template that a scan must match
@@ -171,7 +172,7 @@ def assemble_model(
         notes.append("expressions: the same for everyone; the template's change with identity")
     used = sum(scan.used for scan in scans)
     sources = (f"{used} scans of {len(people)} people", *template.provenance.sources)
-    fields["provenance"] = Provenance(settings.name, settings.licence, "unknown", "", sources)
+    fields["provenance"] = Provenance(settings.name, settings.licence, settings.licence_class, "", sources)
     attributes = _attributes(neutral, persons, notes)
     return BuiltModel(replace(template, **fields), identity, measures, attributes, tuple(scans), tuple(notes))
 

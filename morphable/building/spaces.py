@@ -5,11 +5,13 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Bool, Float, Int
+from scipy.sparse.linalg import splu
 
 from morphable.basis import GaussianBasis
 from morphable.building.scans import BuildError
-from morphable.laplacian import laplacian_modes
+from morphable.laplacian import cotangent_laplacian, laplacian_modes
 from morphable.model import MorphableModel
 from morphable.registration import Similarity, similarity
 from morphable.statistics import (
@@ -191,8 +193,8 @@ def albedo_space(
 ) -> GaussianBasis:
     """The basis of sRGB-encoded vertex colours, NaN where a scan has none (six shapes or more to fill them).
 
-    Vertices that fewer than half of the scans colour keep the template's mean, shifted as the others' is, and get no
-    variance of their own.
+    On vertices that fewer than half of the scans colour, a person's difference from the template's mean continues that
+    of the surface beside them (the harmonic field); pieces of which nothing is seen, such as teeth, keep the mean.
     """
     seen: np.ndarray = np.asarray(np.isfinite(colours).all(axis=2))
     often: np.ndarray = np.asarray(seen.mean(axis=0) >= 0.5)
@@ -203,17 +205,34 @@ def albedo_space(
     own = np.asarray(template.albedo.mean, float)
     counts = np.maximum(seen.sum(axis=0), 1)[:, None]
     mean = np.where(seen[..., None], colours, 0.0).sum(axis=0) / counts
-    shift = (mean - own)[often].mean(axis=0)
     filled = np.where(seen[..., None], colours, mean)
-    filled[:, ~often] = np.clip(own + shift, 0, 1)[~often]
     partly = seen[:, often]
     if len(colours) >= 6 and not partly.all():
         filled[:, often] = probabilistic_components(filled[:, often], partly, max(1, len(colours) // 3)).completed
+    filled = np.clip(own + _continued(filled - own, often, template), 0, 1)
     if mirror is None:
         components = principal_components(filled, rank)
     else:
         components = symmetric_components(filled, mirror, rank, signs=(1.0, 1.0, 1.0))
     return components.basis
+
+
+def _continued(
+    fields: Float[np.ndarray, "shape vertex 3"], known: Bool[np.ndarray, " vertex"], template: MorphableModel
+) -> Float[np.ndarray, "shape vertex 3"]:
+    """Fields that are known on a part of the surface, harmonic on the rest of each piece, 0 where nothing is known."""
+    triangles = np.asarray(template.triangles)
+    laplacian = cotangent_laplacian(np.asarray(template.mean, float), triangles)
+    stiffness = sp.csc_matrix(laplacian.stiffness)
+    _, piece = sp.csgraph.connected_components(stiffness, directed=False)
+    free = ~known & (np.bincount(piece, known)[piece] > 0)
+    out = np.where(known[:, None], fields, 0.0)
+    if free.any():
+        values = np.moveaxis(out[:, known], 0, 1).reshape(int(known.sum()), -1)
+        right = -np.asarray(stiffness[free][:, known] @ values)
+        found = splu(sp.csc_matrix(stiffness[free][:, free] + 1e-9 * sp.eye(int(free.sum())))).solve(right)
+        out[:, free] = np.moveaxis(found.reshape(int(free.sum()), len(fields), 3), 0, 1)
+    return out
 
 
 def regressed_joints(template: MorphableModel, components: PrincipalComponents) -> GaussianBasis:

@@ -520,7 +520,7 @@ def test_a_file_in_the_way_of_the_results_is_said_first(bad, tmp_path, no_model,
 @pytest.mark.parametrize("command", [("model", "info"), ("fit", "PHOTO", "-o", "OUT", "--model")], ids=["info", "fit"])
 def test_what_is_no_model_is_refused(bad, tmp_path, name, command):
     given = {"PHOTO": bad / "whole.jpg", "OUT": tmp_path / "out"}
-    refused(facefit(*(given.get(word, word) for word in command), bad / name), name, "facefit model")
+    refused(facefit(*(given.get(word, word) for word in command), bad / name), name, "model")
     assert contents(tmp_path) == {}
 
 

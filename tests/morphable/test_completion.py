@@ -82,7 +82,7 @@ def test_what_the_file_has_stays(tiny):
     assert model.albedo.rank == tiny.albedo.rank  # only the mean was there
     assert model.expression_names == ("surprise",) and model.rig.gaze.units.shape == (0,)
     np.testing.assert_array_equal(model.mirror, np.arange(count))
-    np.testing.assert_allclose(model.masks["lips"], 0.5)
+    np.testing.assert_allclose(model.masks["lips"], 0.5, atol=1 / 255)  # as files keep them
     assert int(model.landmarks.vertices[30, 0]) == 84
     np.testing.assert_allclose(model.landmarks(model.mean)[0], tiny.landmarks(tiny.mean)[0], atol=0.5)
     missing = lacks(bare(tiny, **own))

@@ -243,7 +243,13 @@ def test_albedo_is_the_scans(tiny):
     others = np.delete(np.arange(true.shape[1]), 7)
     np.testing.assert_allclose(np.asarray(albedo.mean)[others], true.mean(axis=0)[others], atol=0.02)
     np.testing.assert_allclose(np.asarray(albedo.mean)[7], true.mean(axis=0)[7], atol=0.05)
-    np.testing.assert_allclose(np.asarray(albedo.modes)[7], 0, atol=1e-6)
+    # What nobody shows continues what is beside it: a harmonic function has its extremes elsewhere.
+    triangles = np.asarray(tiny.triangles)
+    beside = np.setdiff1d(triangles[(triangles == 7).any(axis=1)], [7])
+    around = np.asarray(albedo.modes)[beside]
+    assert (np.asarray(albedo.modes)[7] >= around.min(axis=0) - 0.01).all()
+    assert (np.asarray(albedo.modes)[7] <= around.max(axis=0) + 0.01).all()
+    assert np.abs(np.asarray(albedo.modes)[7]).max() > 0.01
     flat = np.asarray(albedo.modes, float)[others].reshape(-1, albedo.rank)
     rows = (true - np.asarray(albedo.mean))[:, others].reshape(20, -1)
     assert np.abs(rows - rows @ np.linalg.pinv(flat).T @ flat.T).max() < 0.02

@@ -26,7 +26,7 @@ from morphable.io.contents import checked
 from morphable.model import MorphableModel
 
 EXAMPLES = 500
-FEWER = {"facescape_v1": 100}  # FaceScape's other container, lists of numbers in pickles, which FLAME's stand for
+FEWER = {"facescape_v1": 50}  # FaceScape's other container, lists of numbers in pickles, which FLAME's stand for
 MOST_MEMORY = 1 << 30  # bytes that the process may grow by over all examples of a format
 HUNG_MS = 30_000  # an example that takes longer than any computer needs hangs
 
