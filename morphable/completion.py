@@ -112,11 +112,11 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
         name: np.asarray(contents.masks.get(name, carry(mask) * near), np.float32) for name, mask in head.masks.items()
     }
     masks |= {name: mask for name, mask in contents.masks.items() if name not in masks}
-    if contents.rig is None:
-        rig = _rig(contents, head, laid, to_head, part_names, parts)
-    else:
-        rig = contents.rig
-    if rig is not None and missing.expression:
+    rig, jawless = contents.rig, contents.rig is not None and "jaw" not in contents.rig.names
+    if rig is None or jawless:
+        made_rig = _rig(contents, head, laid, to_head, part_names, parts)
+        rig = made_rig if rig is None or made_rig is None else _joined(made_rig, rig)
+    if rig is not None and (missing.expression or (jawless and not len(rig.gaze.units))):
         rig = dataclasses.replace(rig, gaze=_gaze(head, rig.names, part_names, names))
     if rig is not None:
         joints = GaussianBasis(rig.joints.mean - jnp.asarray(centre, jnp.float32), rig.joints.modes)
@@ -124,6 +124,7 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
     single = lambda values: jnp.asarray(np.asarray(values), jnp.float32)  # noqa: E731
     index = lambda values: jnp.asarray(np.asarray(values), jnp.int32)  # noqa: E731
     made = [name.replace("_", " ") for name, lacking in missing._asdict().items() if lacking]
+    made += ["jaw joint"] * jawless
     made += ["jaw-line paths", *(f"mask {name}" for name in head.masks if name not in contents.masks)]
     return MorphableModel(
         shape=GaussianBasis(single(mean - centre), single(contents.identity)),
@@ -403,6 +404,28 @@ def _rig(
         names=head.rig.names,
         parents=head.rig.parents,
     )
+
+
+def _joined(made: Rig, given: Rig) -> Rig:
+    """The made rig with those joints of the file that it has, too: their places, their vertices and their gaze."""
+    shared = [(made.names.index(name), k) for k, name in enumerate(given.names) if name in made.names]
+    own, theirs = (np.array(x, int) for x in zip(*shared, strict=True)) if shared else (np.zeros(0, int),) * 2
+    mean, modes = np.array(made.joints.mean), np.array(made.joints.modes)
+    mean[own], modes[own] = np.asarray(given.joints.mean)[theirs], np.asarray(given.joints.modes)[theirs]
+    weights = np.array(made.weights)
+    for k, j in shared:
+        if given.names[j].startswith("eye_"):  # rigid; of other joints the file says less than the head
+            rigid = np.asarray(given.weights)[:, j] > 0.5
+            weights[rigid] = np.eye(len(made.names))[k]
+    rows = [row for row, joint in enumerate(np.asarray(given.gaze.joints)) if given.names[joint] in made.names]
+    joints = [made.names.index(given.names[int(given.gaze.joints[row])]) for row in rows]
+    gaze = Gaze(
+        given.gaze.units[np.array(rows, int)],
+        jnp.asarray(np.array(joints, np.int32)),
+        given.gaze.rotations[np.array(rows, int)],
+    )
+    basis = GaussianBasis(jnp.asarray(mean), jnp.asarray(modes))
+    return dataclasses.replace(made, joints=basis, weights=jnp.asarray(weights, jnp.float32), gaze=gaze)
 
 
 def _gaze(head: MorphableModel, joints: tuple[str, ...], part_names: tuple[str, ...], units: tuple[str, ...]) -> Gaze:

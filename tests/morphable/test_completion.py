@@ -10,6 +10,7 @@ import pytest
 from helpers import tree_equal
 
 import morphable
+from morphable.basis import GaussianBasis
 from morphable.completion import coarse_triangles, complete, lacks, regress_joint
 from morphable.io.contents import Contents, ModelFileError, Points, Source, checked, split_seams
 from morphable.registration import RegistrationError
@@ -107,6 +108,18 @@ def test_units_of_the_head_replace_those_of_the_file_on_request(tiny):
     assert model.expression_names == tiny.expression_names and model.expression_kind == "units"
     model.vertices(jnp.zeros(6), jnp.zeros(4))  # the rig goes with the units
     assert complete(contents, NOWHERE, tiny).expression_kind == "components"
+
+
+def test_a_rig_without_a_jaw_gets_one_and_keeps_its_own_joints(tiny):
+    count, none = len(tiny.mean), jnp.zeros(0, jnp.int32)
+    place = jnp.asarray(SHIFT + [1.0, 2.0, 3.0], jnp.float32)[None]
+    joints = GaussianBasis(place, jnp.ones((1, 3, tiny.shape.rank)))
+    rig = Rig(joints, jnp.ones((count, 1)), Gaze(none, none, jnp.zeros((0, 3))), ("head",), (-1,))
+    model = complete(bare(tiny, rig=rig), NOWHERE, tiny)
+    assert model.rig.names == ("head", "jaw") and "jaw joint" in model.provenance.made
+    np.testing.assert_allclose(model.rig.joints.mean[0], [1, 2, 3], atol=0.1)
+    np.testing.assert_allclose(model.rig.joints.modes[0], 1)
+    np.testing.assert_allclose(model.rig.weights, tiny.rig.weights, atol=0.02)
 
 
 def test_what_is_no_face_is_refused(head):
