@@ -22,6 +22,10 @@ for library in Path(jaxlib.__file__).parent.glob("*jax_common*"):
         if CODEGEN not in os.environ.get("XLA_FLAGS", "") and content.find(CODEGEN.encode()) >= 0:
             os.environ["XLA_FLAGS"] = f"--{CODEGEN}=false {os.environ.get('XLA_FLAGS', '')}"
 
+# What is compiled here runs a few times: a level less of LLVM's optimisation saves a tenth of the suite.
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
+
 import jax  # noqa: E402
 from helpers import tiny_model  # noqa: E402
 
