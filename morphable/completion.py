@@ -12,29 +12,21 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int
-from scipy.spatial import KDTree
+from jaxtyping import Float, Int
 
 from morphable.basis import GaussianBasis
-from morphable.io.contents import Contents, Points, Source
+from morphable.carried_rig import carried_gaze, carried_joints, carried_rig, joined_rig, no_gaze
+from morphable.decimation import coarse_triangles
+from morphable.io.contents import Contents, Source
 from morphable.landmarks import ContourFans, SurfacePoints
 from morphable.model import MorphableModel, Provenance
+from morphable.part_map import REACH_MM, map_parts
 from morphable.registration import Registration, register
-from morphable.registration.correspondence import SurfaceMap
 from morphable.registration.oriented_map import oriented_map, unit_normals
-from morphable.rig import Gaze, Rig
 from morphable.symmetry import mirror_table
 
-_REACH_MM = 12.0  # a vertex farther than this from the registered head has no counterpart on it
-_SOFT_MM = 6.0  # ... and up to here it is a full one
-_OPENINGS = ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight")  # units that part what lies in one place
-_TORN_MM = 6.0  # between neighbours under one of them
-_CONSISTENT_ROUNDS, _CANDIDATES = 6, 24
+_SOFT_MM = 6.0  # a vertex nearer to the registered head than this is wholly a counterpart, beyond REACH_MM none
 _MOVES_MM = 0.2  # a carried expression unit that moves nothing farther is none
-_PROXY_VERTICES = 6000  # of the coarse mesh for visibility
-_FAST_ENOUGH = 9000  # models with fewer vertices need none
-_JOINT_VERTICES = 400  # that a joint's place is regressed on
-_NOT_SKIN = ("eye_left", "eye_right", "teeth_upper", "teeth_lower", "tongue", "lashes_left", "lashes_right")
 
 
 class Lacks(NamedTuple):
@@ -74,8 +66,7 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
     if arkit:
         rig = contents.rig
         if rig is not None:
-            nowhere = Gaze(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros((0, 3)))
-            rig = dataclasses.replace(rig, joints_expression=None, gaze=nowhere)
+            rig = dataclasses.replace(rig, joints_expression=None, gaze=no_gaze())
         contents = dataclasses.replace(
             contents, expression=None, expression_names=(), expression_kind="units", interaction=None, rig=rig
         )
@@ -87,13 +78,20 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
     given = _given_landmarks(contents)
     laid = register(head, (mean, skin_triangles), given)
     to_head = map_parts(mean, triangles, parts, part_names, laid.vertices, head)
-    near = np.clip((_REACH_MM - to_head.distance) / (_REACH_MM - _SOFT_MM), 0.0, 1.0)
+    near = np.clip((REACH_MM - to_head.distance) / (REACH_MM - _SOFT_MM), 0.0, 1.0)
     carry = lambda values: to_head(np.asarray(values, float))  # noqa: E731
-    onto = _onto(laid.vertices, head, mean, skin_triangles)
+    normals = unit_normals(laid.vertices, np.asarray(head.triangles))
+
+    def onto(points: SurfacePoints) -> SurfacePoints:  # the head's points on the model's skin
+        at, towards = points(jnp.asarray(laid.vertices)), points(jnp.asarray(normals))
+        at, towards = np.asarray(at, float), np.asarray(towards, float)
+        towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-12)
+        found = oriented_map(at, towards, mean, skin_triangles)
+        return SurfacePoints(jnp.asarray(found.corners, jnp.int32), jnp.asarray(found.weights, jnp.float32))
 
     centre = _between_eyes(contents, head, laid, mean)
-    landmarks = _landmarks(contents, head, onto)
-    contour = _contour(head, onto)
+    landmarks = _landmarks(contents, onto(head.landmarks))
+    contour = _contour(head.contour, onto)
     turn, size = laid.similarity.rotation, laid.similarity.scale
     move = lambda displacements: size * np.einsum("ij,vjk->vik", turn, displacements)  # noqa: E731
     albedo_mean = carry(head.albedo.mean) if contents.albedo_mean is None else contents.albedo_mean
@@ -109,15 +107,14 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
         kept = [k for k in range(len(names)) if np.abs(expression[..., k]).max() > _MOVES_MM or k in turned]
         names, expression = tuple(names[k] for k in kept), expression[..., kept]
     masks = {
-        name: np.asarray(contents.masks.get(name, carry(mask) * near), np.float32) for name, mask in head.masks.items()
-    }
-    masks |= {name: mask for name, mask in contents.masks.items() if name not in masks}
+        name: carry(mask) * near for name, mask in head.masks.items() if name not in contents.masks
+    } | contents.masks
     rig, jawless = contents.rig, contents.rig is not None and "jaw" not in contents.rig.names
     if rig is None or jawless:
-        made_rig = _rig(contents, head, laid, to_head, part_names, parts)
-        rig = made_rig if rig is None or made_rig is None else _joined(made_rig, rig)
+        made_rig = carried_rig(mean, np.asarray(contents.identity, float), head, laid, to_head, part_names, parts)
+        rig = made_rig if rig is None or made_rig is None else joined_rig(made_rig, rig)
     if rig is not None and (missing.expression or (jawless and not len(rig.gaze.units))):
-        rig = dataclasses.replace(rig, gaze=_gaze(head, rig.names, part_names, names))
+        rig = dataclasses.replace(rig, gaze=carried_gaze(head, rig.names, part_names, names))
     if rig is not None:
         joints = GaussianBasis(rig.joints.mean - jnp.asarray(centre, jnp.float32), rig.joints.modes)
         rig = dataclasses.replace(rig, joints=joints)
@@ -196,143 +193,21 @@ def _given_landmarks(contents: Contents) -> Float[np.ndarray, "68 3"] | None:
     return points if np.isfinite(points[17:]).all(axis=1).sum() >= 8 else None
 
 
-def map_parts(
-    mean: Float[np.ndarray, "vertex 3"],
-    triangles: Int[np.ndarray, "triangle 3"],
-    parts: Int[np.ndarray, " vertex"],
-    part_names: tuple[str, ...],
-    laid: Float[np.ndarray, "headvertex 3"],
-    head: MorphableModel,
-) -> SurfaceMap:
-    """Each vertex's place on a registered head: skin on skin, and other parts on the part of the same name.
-
-    The distance is infinite at vertices without triangles.
-    """
-    of_head = np.asarray(head.triangles)
-    head_parts = {name: of_head[head.part(name).triangles] for name in head.part_names}
-    normals = unit_normals(mean, triangles)
-    used = np.zeros(len(mean), bool)
-    used[triangles] = True
-    triangle, corners = np.zeros(len(mean), int), np.zeros((len(mean), 3), int)
-    weights, distance = np.zeros((len(mean), 3)), np.full(len(mean), np.inf)
-    for k, name in enumerate(part_names):
-        own = parts == k
-        if not own.any():
-            continue
-        on = head_parts.get(name, of_head)
-        if name == "skin":
-            # A face without eyeballs may have eyes in its skin: what they look like is known on the head's eyeballs.
-            eyes = [head_parts[eye] for eye in ("eye_left", "eye_right") if eye in head_parts and eye not in part_names]
-            on = np.concatenate([on, *eyes])
-        points = mean[own]
-        surface = laid
-        if name in head_parts and name in _NOT_SKIN:
-            surface = _fitted_part(laid, on, mean[own & used] if (own & used).any() else points)
-        found = oriented_map(points, normals[own], surface, on)
-        if name == "skin":
-            found = _consistent(found, points, triangles, own, surface, on, head)
-        corners[own], weights[own], distance[own], triangle[own] = found.corners, found.weights, found.distance, 0
-    distance[~used] = np.inf
-    return SurfaceMap(triangle, corners, weights, distance)
-
-
-def _consistent(
-    found: SurfaceMap,
-    points: Float[np.ndarray, "point 3"],
-    triangles: Int[np.ndarray, "triangle 3"],
-    own: Bool[np.ndarray, " vertex"],
-    surface: Float[np.ndarray, "headvertex 3"],
-    on: Int[np.ndarray, "headtriangle 3"],
-    head: MorphableModel,
-) -> SurfaceMap:
-    """The map with every vertex on the same side of mouth and eyes as its neighbours.
-
-    Where lips meet, their rims lie in one place and face one way; only what hangs on a vertex tells which lip it is of.
-    A vertex that the head's opening units take elsewhere than the median of its neighbours is mapped again, to where
-    they agree with those.
-    """
-    openings = [k for k, name in enumerate(head.expression_names) if name in _OPENINGS]
-    if not openings:
-        return found
-    moves = np.asarray(head.expression, float)[..., openings].reshape(len(surface), -1)
-    number = np.full(len(own), -1)
-    number[own] = np.arange(int(own.sum()))
-    inner = number[triangles[own[triangles].all(axis=1)]]
-    pairs = np.concatenate([inner[:, [0, 1]], inner[:, [1, 2]], inner[:, [2, 0]]])
-    pairs = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
-    first = np.searchsorted(pairs[:, 0], np.arange(len(points) + 1))
-    corners, weights, distance = found.corners.copy(), found.weights.copy(), found.distance.copy()
-    middles, of_triangle = surface[on].mean(axis=1), moves[on].mean(axis=1)
-    for _ in range(_CONSISTENT_ROUNDS):
-        at = np.einsum("pk,pkm->pm", weights, moves[corners])
-        apart = np.abs(at[pairs[:, 0]] - at[pairs[:, 1]]).max(axis=1) > _TORN_MM
-        changed = False
-        for vertex in np.unique(pairs[apart, 0]):
-            around = pairs[first[vertex] : first[vertex + 1], 1]
-            wanted = np.median(at[around], axis=0)
-            if np.abs(at[vertex] - wanted).max() <= _TORN_MM:
-                continue
-            alike = np.flatnonzero(np.abs(of_triangle - wanted).max(axis=1) < _TORN_MM)
-            if not len(alike):
-                continue
-            near = alike[np.argsort(np.linalg.norm(middles[alike] - points[vertex], axis=1))[:_CANDIDATES]]
-            again = oriented_map(points[vertex][None], np.zeros((1, 3)), surface, on[near])
-            if again.distance[0] < _REACH_MM:
-                corners[vertex], weights[vertex] = again.corners[0], again.weights[0]
-                distance[vertex], changed = again.distance[0], True
-        if not changed:
-            break
-    return SurfaceMap(found.triangle, corners, weights, distance)
-
-
-def _fitted_part(laid, on: Int[np.ndarray, "triangle 3"], target: Float[np.ndarray, "point 3"]):
-    """The laid head with one rigid part moved and scaled onto the other model's: an eyeball on an eyeball."""
-    own = np.unique(on)
-    size = lambda x: np.sqrt(((x - x.mean(axis=0)) ** 2).sum(axis=1).mean())  # noqa: E731
-    source = laid[own]
-    moved = np.array(laid)
-    factor = size(target) / max(size(source), 1e-9)
-    moved[own] = (source - source.mean(axis=0)) * factor + target.mean(axis=0)
-    return moved
-
-
-class _Onto(NamedTuple):
-    """Places on the model's skin for points of the laid head."""
-
-    find: Callable[[SurfacePoints], tuple[Int[np.ndarray, "point 3"], Float[np.ndarray, "point 3"]]]
-
-
-def _onto(laid, head: MorphableModel, mean, skin_triangles) -> _Onto:
-    normals = unit_normals(laid, np.asarray(head.triangles))
-
-    def find(points: SurfacePoints):
-        corners, weights = np.asarray(points.vertices), np.asarray(points.weights, float)
-        at = np.einsum("pk,pkc->pc", weights, laid[corners])
-        towards = np.einsum("pk,pkc->pc", weights, normals[corners])
-        towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-12)
-        found = oriented_map(at, towards, mean, skin_triangles)
-        return found.corners, found.weights
-
-    return _Onto(find)
-
-
-def _landmarks(contents: Contents, head: MorphableModel, onto: _Onto) -> SurfacePoints:
-    """The file's landmarks, and the head's where the file has none."""
-    corners, weights = onto.find(head.landmarks)
-    given = contents.landmarks or Points(np.zeros((68, 3), np.int32), np.full((68, 3), np.nan, np.float32))
-    own = np.isfinite(given.weights).all(axis=1)
-    corners[own], weights[own] = given.vertices[own], given.weights[own]
+def _landmarks(contents: Contents, carried: SurfacePoints) -> SurfacePoints:
+    """The file's landmarks, and the carried ones where the file has none."""
+    if contents.landmarks is None:
+        return carried
+    corners, weights = (np.array(x) for x in (carried.vertices, carried.weights))
+    own = np.isfinite(contents.landmarks.weights).all(axis=1)
+    corners[own], weights[own] = contents.landmarks.vertices[own], contents.landmarks.weights[own]
     return SurfacePoints(jnp.asarray(corners, jnp.int32), jnp.asarray(weights, jnp.float32))
 
 
-def _contour(head: MorphableModel, onto: _Onto) -> ContourFans | None:
-    if head.contour is None:
+def _contour(fans: ContourFans | None, onto: Callable[[SurfacePoints], SurfacePoints]) -> ContourFans | None:
+    if fans is None:
         return None
-    fans = head.contour
-    flat = SurfacePoints(fans.vertices.reshape(-1, 3), fans.weights.reshape(-1, 3))
-    corners, weights = onto.find(flat)
-    shape = fans.vertices.shape
-    return ContourFans(jnp.asarray(corners.reshape(shape), jnp.int32), jnp.asarray(weights.reshape(shape), jnp.float32))
+    placed = onto(SurfacePoints(fans.vertices.reshape(-1, 3), fans.weights.reshape(-1, 3)))
+    return ContourFans(placed.vertices.reshape(fans.vertices.shape), placed.weights.reshape(fans.weights.shape))
 
 
 def _between_eyes(contents: Contents, head: MorphableModel, laid: Registration, mean) -> Float[np.ndarray, "3"]:
@@ -342,156 +217,5 @@ def _between_eyes(contents: Contents, head: MorphableModel, laid: Registration, 
         return (joints[contents.rig.names.index("eye_left")] + joints[contents.rig.names.index("eye_right")]) / 2
     if head.rig is None or not {"eye_left", "eye_right"} <= set(head.rig.names):
         return laid.similarity(np.zeros((1, 3)))[0]
-    joints = _carried_joints(head, laid)
+    joints = carried_joints(head, laid)
     return (joints[head.rig.names.index("eye_left")] + joints[head.rig.names.index("eye_right")]) / 2
-
-
-def _carried_joints(head: MorphableModel, laid: Registration) -> Float[np.ndarray, "joint 3"]:
-    """The head's joints, moved with the vertices around them by the affine map that explains those best."""
-    assert head.rig is not None
-    rest = np.asarray(head.mean, float)
-    used = np.unique(np.asarray(head.triangles))
-    out = []
-    for joint in np.asarray(head.rig.joints.mean, float):
-        distance = np.linalg.norm(rest[used] - joint, axis=1)
-        around = used[np.argsort(distance)[:_JOINT_VERTICES]]
-        weight = np.sqrt(1 / (5.0 + np.linalg.norm(rest[around] - joint, axis=1)))[:, None]
-        rows = np.concatenate([rest[around] - joint, np.ones((len(around), 1))], axis=1)
-        # Drawn towards the similarity, which a flat neighbourhood leaves free across itself.
-        expected = laid.similarity(rest[around])
-        change = np.linalg.lstsq(
-            np.concatenate([rows * weight, np.diag([3.0, 3.0, 3.0, 0.0])]),
-            np.concatenate([(laid.vertices[around] - expected) * weight, np.zeros((4, 3))]),
-            rcond=None,
-        )[0][3]
-        out.append(laid.similarity(joint[None])[0] + change)
-    return np.array(out)
-
-
-def _rig(
-    contents: Contents,
-    head: MorphableModel,
-    laid: Registration,
-    to_head: SurfaceMap,
-    part_names: tuple[str, ...],
-    parts: Int[np.ndarray, " vertex"],
-) -> Rig | None:
-    """The head's joints in the model, following its identity, with its skinning weights carried over."""
-    if head.rig is None:
-        return None
-    mean, identity = np.asarray(contents.mean, float), np.asarray(contents.identity, float)
-    joints = _carried_joints(head, laid)
-    weights = np.maximum(to_head(np.asarray(head.rig.weights, float)), 0)
-    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
-    root = head.rig.parents.index(-1)
-    lost = ~np.isfinite(to_head.distance)
-    weights[lost] = np.eye(len(head.rig.names))[root]
-    modes = np.stack(
-        [
-            regress_joint(joint, mean, np.isfinite(to_head.distance)) @ identity.reshape(len(mean), -1)
-            for joint in joints
-        ]
-    ).reshape(len(joints), 3, -1)
-    eyes = [name for name in ("eye_left", "eye_right") if name in part_names]
-    for name in eyes:
-        own, at = parts == part_names.index(name), head.rig.names.index(name)
-        weights[own] = np.eye(len(head.rig.names))[at]
-        joints[at], modes[at] = mean[own].mean(axis=0), identity[own].mean(axis=0)
-    return Rig(
-        joints=GaussianBasis(jnp.asarray(joints, jnp.float32), jnp.asarray(modes, jnp.float32)),
-        weights=jnp.asarray(weights, jnp.float32),
-        gaze=Gaze(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.int32), jnp.zeros((0, 3))),
-        names=head.rig.names,
-        parents=head.rig.parents,
-    )
-
-
-def _joined(made: Rig, given: Rig) -> Rig:
-    """The made rig with those joints of the file that it has, too: their places, their vertices and their gaze."""
-    shared = [(made.names.index(name), k) for k, name in enumerate(given.names) if name in made.names]
-    own, theirs = (np.array(x, int) for x in zip(*shared, strict=True)) if shared else (np.zeros(0, int),) * 2
-    mean, modes = np.array(made.joints.mean), np.array(made.joints.modes)
-    mean[own], modes[own] = np.asarray(given.joints.mean)[theirs], np.asarray(given.joints.modes)[theirs]
-    weights = np.array(made.weights)
-    for k, j in shared:
-        if given.names[j].startswith("eye_"):  # rigid; of other joints the file says less than the head
-            rigid = np.asarray(given.weights)[:, j] > 0.5
-            weights[rigid] = np.eye(len(made.names))[k]
-    rows = [row for row, joint in enumerate(np.asarray(given.gaze.joints)) if given.names[joint] in made.names]
-    joints = [made.names.index(given.names[int(given.gaze.joints[row])]) for row in rows]
-    gaze = Gaze(
-        given.gaze.units[np.array(rows, int)],
-        jnp.asarray(np.array(joints, np.int32)),
-        given.gaze.rotations[np.array(rows, int)],
-    )
-    basis = GaussianBasis(jnp.asarray(mean), jnp.asarray(modes))
-    return dataclasses.replace(made, joints=basis, weights=jnp.asarray(weights, jnp.float32), gaze=gaze)
-
-
-def _gaze(head: MorphableModel, joints: tuple[str, ...], part_names: tuple[str, ...], units: tuple[str, ...]) -> Gaze:
-    """How the head's eyeLook units turn the model's eyes, for those that it has as joints and parts."""
-    rows = []
-    if head.rig is not None:
-        gaze = head.rig.gaze
-        for unit, joint, turn in zip(*(np.asarray(x) for x in (gaze.units, gaze.joints, gaze.rotations)), strict=True):
-            name, eye = head.expression_names[int(unit)], head.rig.names[int(joint)]
-            if name in units and eye in joints and eye in part_names:
-                rows.append((units.index(name), joints.index(eye), turn))
-    return Gaze(
-        jnp.asarray(np.array([row[0] for row in rows], np.int32)),
-        jnp.asarray(np.array([row[1] for row in rows], np.int32)),
-        jnp.asarray(np.array([row[2] for row in rows], np.float32).reshape(-1, 3)),
-    )
-
-
-def regress_joint(
-    joint: Float[np.ndarray, "3"], vertices: Float[np.ndarray, "vertex 3"], usable: Bool[np.ndarray, " vertex"]
-) -> Float[np.ndarray, " vertex"]:
-    """Weights on nearby vertices, summing to 1, whose mean is the joint: the smallest such, so that noise averages out.
-
-    A joint that follows a mesh (Loper et al. 2015, section 3.1) by a regressor that is exact on the mean.
-    """
-    ids = np.flatnonzero(usable)
-    order = np.argsort(np.linalg.norm(vertices[ids] - joint, axis=1))[:_JOINT_VERTICES]
-    near = ids[order]
-    away = vertices[near] - joint
-    scale = max(float(np.abs(away).max(initial=0.0)), 1e-9)
-    constraints = np.concatenate([np.ones((1, len(near))), away.T / scale])
-    weights = np.linalg.lstsq(constraints, np.array([1.0, 0, 0, 0]), rcond=None)[0]
-    out = np.zeros(len(vertices))
-    out[near] = weights
-    return out
-
-
-def coarse_triangles(
-    vertices: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"]
-) -> Int[np.ndarray, "coarse 3"]:
-    """The surface on a few thousand of its own vertices, for visibility: vertices are gathered to evenly spread ones.
-
-    Vertex clustering (Rossignac & Borrel 1993): triangles whose corners fall into three clusters remain. A mesh that
-    is coarse enough is returned as it is.
-    """
-    used = np.unique(triangles)
-    if len(used) <= _FAST_ENOUGH:
-        return triangles
-    chosen = spread(vertices[used], _PROXY_VERTICES)
-    cluster = np.zeros(len(vertices), int)
-    cluster[used] = used[chosen[KDTree(vertices[used[chosen]]).query(vertices[used])[1]]]
-    coarse = cluster[triangles]
-    kept = (coarse[:, 0] != coarse[:, 1]) & (coarse[:, 1] != coarse[:, 2]) & (coarse[:, 2] != coarse[:, 0])
-    coarse = coarse[kept]
-    _, first = np.unique(np.sort(coarse, axis=1), axis=0, return_index=True)
-    return coarse[np.sort(first)]
-
-
-def spread(points: Float[np.ndarray, "point 3"], count: int) -> Int[np.ndarray, " chosen"]:
-    """Indices of about `count` points, evenly spread: the point nearest to the middle of each cell of a grid."""
-    low, size = points.min(axis=0), float(np.ptp(points, axis=0).max())
-    finest, cells = 4 * int(np.sqrt(count)), np.zeros((0, 3))
-    first = np.arange(len(points))
-    for per_side in range(8, finest):
-        cells = np.floor((points - low) / (size / per_side)).astype(int)
-        _, first = np.unique(cells, axis=0, return_index=True)
-        if len(first) >= count:
-            break
-    return first

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float
 from scipy.optimize import lsq_linear
 from scipy.sparse.linalg import splu
 
-from morphable.completion import map_parts
 from morphable.laplacian import cotangent_laplacian
 from morphable.model import MorphableModel
+from morphable.part_map import map_parts
 from morphable.registration import Similarity, register, similarity
 from morphable.registration.closest_points import SurfaceSearch
 from morphable.registration.correspondence import SurfaceMap

@@ -1,12 +1,15 @@
 """NumPy's own files, `.npz` and `.npy`, from strangers: nothing is unpickled, nothing grows without bound."""
 
+import contextlib
 import io
 import math
 import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +23,11 @@ _BAD_HEADER = (
     tokenize.TokenError,
 )
 _HEADER_CHARACTERS = 10_000  # of an array's description; NumPy's own limit
+Made = TypeVar("Made")
+
+
+class PickledArrayError(ModelFileError):
+    """An array of Python objects, which is a pickle."""
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -37,11 +45,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: unpacks to {whole >> 20} MiB from {size >> 20} MiB, expected at most "
                     f"{allowance(size) >> 20}. Is the file damaged?"
                 )
-            arrays = {
-                member.filename.removesuffix(".npy"): read_array(archive.read(member), f"{path}: {member.filename}")
-                for member in members
-            }
-            return {name: values for name, values in arrays.items() if values is not None}
+            arrays = {}
+            for member in members:
+                with contextlib.suppress(PickledArrayError):
+                    values = read_array(archive.read(member), f"{path}: {member.filename}")
+                    arrays[member.filename.removesuffix(".npy")] = values
+            return arrays
     except ModelFileError:
         raise
     except _DAMAGED as error:
@@ -50,19 +59,60 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_array(content: bytes, where: str) -> np.ndarray | None:
-    """The array in the bytes of an `.npy`, its size checked before memory is taken for it; None for Python objects."""
-    stream = io.BytesIO(content)
+def member_names(path: Path) -> frozenset[str]:
+    """The names of an `.npz`'s arrays, without reading them."""
     try:
-        version = np.lib.format.read_magic(stream)
+        with zipfile.ZipFile(path) as archive:
+            return frozenset(name.removesuffix(".npy") for name in archive.namelist())
+    except _DAMAGED as error:
+        raise ModelFileError(f"{path}: not an .npz ({error}). Was it cut off while copying?") from error
+
+
+def read_member(path: Path, name: str, use: Callable[[Any, int], Made]) -> Made:
+    """What `use` makes of one array of an `.npz`, given its `.npy` as a stream and its size, which has been checked.
+
+    For arrays that are larger than what is wanted of them. Raises ModelFileError for whatever goes wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+            size, most = archive.getinfo(f"{name}.npy").file_size, allowance(path.stat().st_size)
+            if size > most:
+                raise ValueError(f"unpacks to {size} bytes, and a file of this size may hold {most}")
+            return use(file, size)
+    except ModelFileError:
+        raise
+    except Exception as error:  # of zipfile, zlib, NumPy and `use`: a damaged file, whatever its kind
+        raise ModelFileError(
+            f"{path}: array {name!r} cannot be read ({type(error).__name__}: {error}). Is the file complete?"
+        ) from error
+
+
+def read_one(path: Path, name: str) -> np.ndarray:
+    """One whole array of an `.npz`."""
+    return read_member(path, name, lambda file, _: read_array(file.read(), f"{path}: {name}"))
+
+
+def npy_header(file: io.BufferedIOBase, where: str) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether in Fortran order, and dtype of the `.npy` whose data follow in the stream."""
+    try:
+        version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"version {version}")
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(stream, max_header_size=_HEADER_CHARACTERS)
+        shape, fortran, dtype = read_header(file, max_header_size=_HEADER_CHARACTERS)
     except _BAD_HEADER as error:
-        raise ModelFileError(f"{where}: not a numpy array ({error}); expected an .npy. Is the file damaged?") from error
+        raise ModelFileError(
+            f"{where}: not a readable .npy ({error}); expected a numpy array. Was it cut off while copying?"
+        ) from error
+    return shape, fortran, dtype
+
+
+def read_array(content: bytes, where: str) -> np.ndarray:
+    """The array in the bytes of an `.npy`; its size is checked before memory is taken for it."""
+    stream = io.BytesIO(content)
+    shape, fortran, dtype = npy_header(stream, where)
     if dtype.hasobject:
-        return None
+        raise PickledArrayError(f"{where}: got an array of objects, expected numbers or text. Pickles are not read.")
     if dtype.kind not in "fiubUS" or dtype.subdtype is not None:
         raise ModelFileError(f"{where}: got an array of {dtype}, expected numbers or text. Other objects are not read.")
     if any(n < 0 for n in shape) or len(shape) > 8:

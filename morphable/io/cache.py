@@ -11,7 +11,7 @@ from morphable.io.contents import ModelFileError, Source
 from morphable.io.native import read_native, write_native
 from morphable.model import MorphableModel
 
-_MADE = 2  # rises whenever `morphable.completion` makes something else of the same file
+_MADE = 3  # rises whenever `morphable.completion` makes something else of the same file
 _MOST_BYTES = 4 << 30  # in memory, of a model that is kept
 
 

@@ -21,7 +21,6 @@ With texture coordinates, vertices on seams are doubled behind the file's own (`
 import io
 import math
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +33,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from morphable.basis import GaussianBasis
-from morphable.io.archive import read_array
+from morphable.io.archive import member_names, npy_header, read_member, read_one
 from morphable.io.contents import Contents, ModelFileError, Points, Source, allowance, split_seams
 from morphable.io.layout import Layout, array
-from morphable.io.pickles import npy_header, read_pickle
+from morphable.io.pickles import read_pickle
 from morphable.rig import Gaze, Rig
 
 JOINTS = ("root", "neck", "jaw", "eye_left", "eye_right")  # FLAME's global, neck, jaw, left and right eye
@@ -340,8 +339,8 @@ def _with_texture(contents: Contents, folder: Path) -> Contents:
 def _coordinates(folder: Path, triangles: Int[np.ndarray, "triangle 3"]) -> tuple[np.ndarray, np.ndarray] | None:
     """Texture coordinates with v down, and their triangles, from the first file that has them."""
     for path in (folder / texture.file for texture in _TEXTURES):
-        if path.exists() and _has(path, "vt") and _has(path, "ft"):
-            found = {name: _member(path, name) for name in ("vt", "ft")}
+        if path.exists() and {"vt", "ft"} <= member_names(path):
+            found = {name: read_one(path, name) for name in ("vt", "ft")}
             beside = Source(path, "")
             uv = array(found, "vt", beside, (None, 2))
             return _v_down(uv, array(found, "ft", beside, (len(triangles), 3), "i"), path)
@@ -378,34 +377,6 @@ def _obj_coordinates(path: Path, triangles: Int[np.ndarray, "triangle 3"]) -> tu
     return _v_down(uv, indices[..., 1], path)
 
 
-def _opened(path: Path, name: str, use: Callable[[Any, int], Any]) -> Any:
-    """What `use` makes of one array of an `.npz`, given its `.npy` as a file and its size, which has been checked."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            size, most = archive.getinfo(f"{name}.npy").file_size, allowance(path.stat().st_size)
-            if size > most:
-                raise ValueError(f"unpacks to {size} bytes, and a file of this size may hold {most}")
-            return use(file, size)
-    except ModelFileError:
-        raise
-    except Exception as error:  # of zipfile, zlib and NumPy: a damaged file, whatever its kind
-        raise ModelFileError(
-            f"{path}: array {name!r} cannot be read ({type(error).__name__}: {error}). Is the file complete?"
-        ) from error
-
-
-def _member(path: Path, name: str) -> np.ndarray:
-    return _opened(path, name, lambda file, _: read_array(file.read(), f"{path}: {name}"))
-
-
-def _has(path: Path, name: str) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{name}.npy" in archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ModelFileError(f"{path}: not an .npz ({error}). Was it cut off while copying?") from error
-
-
 def _sampled(path: Path, name: str, uv: Float[np.ndarray, "vertex 2"]) -> Float[np.ndarray, "vertex 3 mode"]:
     """A map, or a map for each mode, at texture coordinates: bilinear, row by row, as the modes take a gigabyte.
 
@@ -413,7 +384,7 @@ def _sampled(path: Path, name: str, uv: Float[np.ndarray, "vertex 2"]) -> Float[
     """
 
     def sample(file: io.BufferedIOBase, size: int) -> np.ndarray:
-        header, fortran, dtype = npy_header(file)
+        header, fortran, dtype = npy_header(file, f"{path}: {name}")
         shape = list(header)
         if dtype.kind not in "fiu" or not 1 <= len(shape) <= 4 or min(shape) < 1:
             raise ModelFileError(f"{path}: {name!r} is {dtype} of shape {shape}, expected maps of three channels.")
@@ -450,4 +421,4 @@ def _sampled(path: Path, name: str, uv: Float[np.ndarray, "vertex 2"]) -> Float[
             raise ModelFileError(f"{path}: {name!r} has values that are no numbers. Is the file damaged?")
         return values.reshape(len(uv), 3, modes)
 
-    return _opened(path, name, sample)
+    return read_member(path, name, sample)

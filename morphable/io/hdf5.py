@@ -38,6 +38,8 @@ def read_hdf5(path: str | Path) -> Mapping[str, np.ndarray]:
     try:
         with raw:
             return _read(raw, path.stat().st_size)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from error
     except Exception as error:  # whatever damage makes pyfive raise: assertions, struct.error, KeyError, RecursionError
         raise ModelFileError(
             f"{path}: got a file that is no complete HDF5 ({type(error).__name__}: {str(error)[:200]}); expected one "
@@ -119,7 +121,7 @@ def _dataset(dataset: Any, left: int) -> tuple[np.ndarray | None, int]:
     if not isinstance(dtype, np.dtype) or dtype.kind not in "fiubS":
         return None, 0
     if storage.layout_class == 2:
-        values, cost = _chunked(storage, shape, dtype, left)
+        values, cost = _chunked(storage, shape, dtype, left, dataset.name)
     elif storage.layout_class == 1:
         values = _contiguous(storage, shape, dtype, cost)
     else:
@@ -142,7 +144,7 @@ def _contiguous(storage: Any, shape: tuple[int, ...], dtype: np.dtype, size: int
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _chunked(storage: Any, shape: tuple[int, ...], dtype: np.dtype, left: int) -> tuple[np.ndarray, int]:
+def _chunked(storage: Any, shape: tuple[int, ...], dtype: np.dtype, left: int, name: str) -> tuple[np.ndarray, int]:
     chunk = tuple(int(n) for n in storage.chunks)
     chunk_size = int(dtype.itemsize)
     for extent in chunk:
@@ -152,7 +154,10 @@ def _chunked(storage: Any, shape: tuple[int, ...], dtype: np.dtype, left: int) -
     filters = [(f["filter_id"], position) for position, f in enumerate(storage.filter_pipeline or ())]
     unknown = sorted({kind for kind, _ in filters} - {_DEFLATE, _SHUFFLE, _FLETCHER32})
     if unknown:
-        raise NotImplementedError(f"HDF5 filters {unknown}; facefit reads deflate, shuffle and Fletcher-32")
+        raise ModelFileError(
+            f"dataset {name!r}: compressed by HDF5 filters {unknown}, expected deflate, shuffle or Fletcher-32. "
+            "Pack it anew: h5repack -f GZIP=4 OLD NEW."
+        )
     index = storage.index
     if chunk_size * len(index) > left:
         raise MemoryError(f"{len(index)} chunks of {chunk_size} bytes, where {left} are left for a file of this size")

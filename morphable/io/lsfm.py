@@ -32,10 +32,15 @@ def decimal_unit(vertices: Float[np.ndarray, "vertex 3"], source: Source) -> flo
     return float(10.0 ** np.round(np.log10(_LARGE_MM / size)))
 
 
-def _read_lsfm(arrays: Mapping[str, Any], source: Source) -> Contents:
-    stored = points(arrays, "mean", source)
+def _metric(arrays: Mapping[str, Any], name: str, source: Source) -> tuple[Float[np.ndarray, "vertex 3"], float, str]:
+    """A mean in mm, its unit in mm, and the note that says how it was told."""
+    stored = points(arrays, name, source)
     unit_mm = decimal_unit(stored, source)
-    mean = stored * unit_mm
+    return stored * unit_mm, unit_mm, f"the file's unit is taken to be {unit_mm:g} mm, by the head's size"
+
+
+def _read_lsfm(arrays: Mapping[str, Any], source: Source) -> Contents:
+    mean, unit_mm, told = _metric(arrays, "mean", source)
     deviations = from_variances(flat(arrays, "eigenvalues", source), "eigenvalues", source)
     return Contents(
         name="Large Scale Facial Model",
@@ -48,16 +53,14 @@ def _read_lsfm(arrays: Mapping[str, Any], source: Source) -> Contents:
         unit_mm=unit_mm,
         sources=("LSFM: Booth, Roussos, Ponniah, Dunaway, Zafeiriou, IJCV 2018; Imperial College London",),
         notes=(
-            f"the file's unit is taken to be {unit_mm:g} mm, by the face's size",
+            told,
             "no expressions, colours or landmarks in this file",
         ),
     )
 
 
 def _read_lyhm(arrays: Mapping[str, Any], source: Source) -> Contents:
-    stored = points(arrays, "shp/mu", source)
-    unit_mm = decimal_unit(stored, source)
-    mean = stored * unit_mm
+    mean, unit_mm, told = _metric(arrays, "shp/mu", source)
     deviations = from_variances(flat(arrays, "shp/eigVal", source), "shp/eigVal", source)
     albedo_mean = albedo_modes = None
     if "tex/mu" in arrays:  # sRGB, 0 to 1
@@ -82,7 +85,7 @@ def _read_lyhm(arrays: Mapping[str, Any], source: Source) -> Contents:
         albedo_modes=albedo_modes,
         sources=("LYHM: Dai, Pears, Smith, Duncan, IJCV 2020; Universities of York and Liverpool, Alder Hey Hospital",),
         notes=(
-            f"the file's unit is taken to be {unit_mm:g} mm, by the head's size",
+            told,
             "no expressions or landmarks in this file",
         ),
     )

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from morphable.io.archive import npy_header
 from morphable.io.contents import ModelFileError, allowance
 
 OPERATIONS = 1_000_000  # a model has some hundreds; each makes at most one small object
@@ -56,23 +57,12 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
 
 def _pickle_in_npy(data: bytes, path: Path) -> bytes:
     file = io.BytesIO(data)
-    try:
-        shape, _, dtype = npy_header(file)
-    except Exception as error:  # of NumPy's parser: a damaged file, whatever its kind
-        raise ModelFileError(f"{path}: not a readable .npy ({_short(error)}). Was it cut off while copying?") from error
+    shape, _, dtype = npy_header(file, str(path))
     if not dtype.hasobject or shape != ():
         raise ModelFileError(
             f"{path}: an array of {dtype} of shape {shape}, expected a dictionary of arrays. Is it a model file?"
         )
     return data[file.tell() :]
-
-
-def npy_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether in Fortran order, and dtype of the `.npy` whose data follow in the file; NumPy's errors."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    return shape, fortran, dtype
 
 
 def unpickle(data: bytes, what: str) -> Any:

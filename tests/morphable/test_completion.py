@@ -11,7 +11,7 @@ from helpers import tree_equal
 
 import morphable
 from morphable.basis import GaussianBasis
-from morphable.completion import coarse_triangles, complete, lacks, regress_joint
+from morphable.completion import complete, lacks
 from morphable.io.contents import Contents, ModelFileError, Points, Source, checked, split_seams
 from morphable.registration import RegistrationError
 from morphable.rig import Gaze, Rig
@@ -129,25 +129,6 @@ def test_what_is_no_face_is_refused(tiny):
     contents = bare(tiny, mean=cube, identity=np.zeros((300, 3, 1)), triangles=triangles)
     with pytest.raises(RegistrationError):
         complete(contents, NOWHERE, tiny)
-
-
-def test_a_joint_regressor_is_exact_on_the_mean_and_sums_to_one(tiny):
-    mean = np.asarray(tiny.mean, float)
-    joint = np.array([5.0, -10.0, 20.0])
-    weights = regress_joint(joint, mean, np.ones(len(mean), bool))
-    np.testing.assert_allclose(weights @ mean, joint, atol=1e-6)
-    np.testing.assert_allclose(weights.sum(), 1, atol=1e-9)
-
-
-def test_the_coarse_mesh_lies_on_its_own_vertices_and_covers_the_surface(head):
-    mean, triangles = np.asarray(head.mean, float), np.asarray(head.triangles)
-    coarse = coarse_triangles(mean, triangles)
-    assert len(coarse) < len(triangles) / 2 and set(np.unique(coarse)) <= set(np.unique(triangles))
-    area = lambda t: np.linalg.norm(np.cross(mean[t[:, 1]] - mean[t[:, 0]], mean[t[:, 2]] - mean[t[:, 0]]), axis=1)  # noqa: E731
-    assert 0.8 < area(coarse).sum() / area(triangles).sum() < 1.05
-    np.testing.assert_array_equal(
-        coarse_triangles(mean[:100], np.arange(99).reshape(-1, 3)), np.arange(99).reshape(-1, 3)
-    )
 
 
 def test_seams_double_vertices_behind_all_others():
