@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from fitting.normal_map import TexelFrames, normal_map, texel_frames
 from morphable.colour import srgb_to_linear
 from morphable.model import MorphableModel
-from renderer.shade import interpolate
+from morphable.uv import interpolate
 from renderer.unwrap import texel_table
 
 _BROADEST_MM = 1.2  # standard deviation of what counts as broad: folds are the model's or a displacement map's

@@ -36,8 +36,8 @@ from fitting.texture_map import Source, View, blend_photos, photographed_colour
 from morphable.laplacian import inner_vertices, laplacian_modes
 from morphable.mesh import vertex_normals
 from morphable.model import MorphableModel
+from morphable.uv import sample_texture
 from renderer.fill import dilate
-from renderer.texture import sample_texture
 
 FORMAT, VERSION = "facefit-person", 2
 

@@ -23,13 +23,13 @@ from scipy.spatial import KDTree
 from fitting.fit import Fit
 from fitting.observation import Photo, crop
 from morphable.colour import linear_to_srgb
-from morphable.mesh import Mesh
+from morphable.mesh import Mesh, unit
 from morphable.model import MorphableModel
+from morphable.uv import interpolate
 from renderer.delight import usable_shade
 from renderer.fill import dilate, double, extrapolate, halve, mirror_fill
 from renderer.light import sh_basis
 from renderer.rasterize import barycentrics, visibility
-from renderer.shade import interpolate, unit
 from renderer.unwrap import texel_table, unwrap
 
 _CROP = 1024  # side of the square of the photo that is unwrapped; one size, so one compilation

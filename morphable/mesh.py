@@ -39,6 +39,11 @@ def vertex_normals(vertices: Float[Array, "vertex 3"], triangles: Int[Array, "tr
     return total / jnp.sqrt(jnp.sum(total**2, axis=1, keepdims=True) + 1e-20)
 
 
+def unit(vectors: Float[Array, "*shape 3"]) -> Float[Array, "*shape 3"]:
+    """Vectors scaled to length one; zero stays zero, and its derivative finite."""
+    return vectors / jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-20)
+
+
 def triangulate(quads: Int[np.ndarray, "quad 4"]) -> Int[np.ndarray, "triangle 3"]:
     """Two triangles (0 1 2, 0 2 3) for each quad, the first halves of all quads first."""
     quads = np.asarray(quads)

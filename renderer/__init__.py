@@ -1,5 +1,8 @@
 """A scene becomes an image, differentiably."""
 
+from morphable.uv import TexelTable as TexelTable
+from morphable.uv import interpolate as interpolate
+from morphable.uv import sample_texture as sample_texture
 from renderer.camera import AbstractCamera as AbstractCamera
 from renderer.camera import Pinhole as Pinhole
 from renderer.camera import WeakPerspective as WeakPerspective
@@ -26,7 +29,6 @@ from renderer.render import ncc as ncc
 from renderer.render import render as render
 from renderer.shade import ColourTransform as ColourTransform
 from renderer.shade import Gloss as Gloss
-from renderer.shade import interpolate as interpolate
 from renderer.shade import lambert as lambert
 from renderer.shade import phong as phong
 from renderer.shadow import cast_shadow as cast_shadow
@@ -41,9 +43,7 @@ from renderer.texture import MipPyramid as MipPyramid
 from renderer.texture import mip_level as mip_level
 from renderer.texture import mip_pyramid as mip_pyramid
 from renderer.texture import sample_mip as sample_mip
-from renderer.texture import sample_texture as sample_texture
 from renderer.texture import uv_footprint as uv_footprint
-from renderer.unwrap import TexelTable as TexelTable
 from renderer.unwrap import blend as blend
 from renderer.unwrap import texel_table as texel_table
 from renderer.unwrap import unwrap as unwrap

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
-from renderer.texture import sample_texture
+from morphable.uv import sample_texture
 
 _sample = eqx.filter_jit(sample_texture)
 

@@ -6,11 +6,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from morphable.mesh import Mesh
+from morphable.mesh import Mesh, unit
+from morphable.uv import interpolate
 from renderer.camera import AbstractCamera
 from renderer.light import DirectionalLight
 from renderer.rasterize import barycentrics, rasterize
-from renderer.shade import CLAY, Gloss, interpolate, lambert, phong, unit
+from renderer.shade import CLAY, Gloss, lambert, phong
 from renderer.shadow import cast_shadow
 from renderer.silhouette import EdgeTable, antialias
 from renderer.texture import MipPyramid, mip_level, mip_pyramid, sample_mip, uv_footprint
@@ -64,12 +65,15 @@ def render(
     lamp: DirectionalLight | None = None,
     gloss: Gloss | None = None,
     shadow_size: int | None = 512,
+    normal_map: Float[Array, "map_height map_width 3"] | MipPyramid | None = None,
 ) -> Rendering:
     """Picture of a mesh under a spherical-harmonics light in camera axes, of the camera's size.
 
     Albedo comes from the texture (linear RGB, through mesh.uv and mip levels; a `mip_pyramid` has them ready), else
     from mesh.albedo, else it is grey. The surface is diffuse; a `lamp` in addition to the light is reflected as
     Phong's `gloss` says (none: diffusely), and casts shadows through a map of `shadow_size` texels, None for none.
+    A `normal_map` holds unit normals in head space by uv, which replace the mesh's smooth ones
+    (`morphable.detail.detail_normals`); where it is zero they stay.
 
     Everything but the choice of the visible triangle has derivatives, forward and reverse. With the mesh's
     `edges` (`edge_table`), colour and coverage are antialiased along outlines, and occlusion has a derivative too.
@@ -78,12 +82,14 @@ def render(
     """
     if samples > 1 and edges is not None:
         raise ValueError(f"render: got edges and samples={samples}; outlines are smoothed by either, not by both")
-    if texture is not None and mesh.uv is None:
-        raise ValueError("render: got a texture but mesh.uv is None; give the mesh uv, or leave the texture out")
+    if (texture is not None or normal_map is not None) and mesh.uv is None:
+        raise ValueError("render: got a texture or normal map but mesh.uv is None; give the mesh uv, or leave them out")
     points = camera.to_camera(mesh.vertices)
     pixels, depth = camera.project_camera(points), points[:, 2]
     normals = jnp.matmul(mesh.normals, camera.rotation.T, precision="highest")
-    pyramid = mip_pyramid(texture) if texture is not None and not isinstance(texture, MipPyramid) else texture
+    pyramid, relief = (
+        mip_pyramid(m) if m is not None and not isinstance(m, MipPyramid) else m for m in (texture, normal_map)
+    )
     if texture is not None:
         albedo = None
     elif mesh.albedo is not None:
@@ -112,6 +118,15 @@ def render(
         weights = barycentrics(shifted, depth if camera.perspective else None, mesh.triangles, ids)
         z, n, *rest = jnp.split(interpolate(table, mesh.triangles, ids, weights), splits, axis=-1)
         n = unit(n)
+        uv = rest[0] if mesh.uv is not None else None
+        reflectance = rest[-1]
+        if uv is not None and mesh.uv is not None and (pyramid is not None or relief is not None):
+            affine = depth if camera.perspective else None
+            footprint = uv_footprint(shifted, affine, mesh.triangles, mesh.uv, ids, weights) / samples
+            if pyramid is not None:
+                reflectance = sample_mip(pyramid, uv, mip_level(pyramid, footprint))
+            if relief is not None:
+                n = _with_relief(n, sample_mip(relief, uv, mip_level(relief, footprint)), camera.rotation)
         if not cull:
             n = (
                 n
@@ -123,13 +138,6 @@ def render(
                     1.0,
                 )[..., None]
             )
-        uv = rest[0] if mesh.uv is not None else None
-        if pyramid is not None and uv is not None and mesh.uv is not None:
-            affine = depth if camera.perspective else None
-            footprint = uv_footprint(shifted, affine, mesh.triangles, mesh.uv, ids, weights) / samples
-            reflectance = sample_mip(pyramid, uv, mip_level(pyramid, footprint))
-        else:
-            reflectance = rest[-1]
         if lamp is None:
             colour = lambert(reflectance, n, light)
         else:
@@ -173,6 +181,15 @@ def render(
     zero = (jnp.zeros_like(centre.colour), jnp.zeros_like(centre.coverage))
     colour, coverage = (v / samples**2 for v in lax.scan(add, zero, shifts)[0])
     return eqx.tree_at(lambda r: (r.colour, r.coverage), centre, (colour, coverage))
+
+
+def _with_relief(normals, found, rotation):
+    """Camera-axes normals replaced by those of a normal map (head space) where it has any."""
+    turned = jnp.matmul(found, rotation.T, precision="highest")
+    length = jnp.sum(found**2, axis=-1, keepdims=True)
+    # At the border of what the map covers it fades to zero: blended, so that no seam shows.
+    share = jnp.clip(2.0 * length, 0.0, 1.0)
+    return unit(normals + share * (turned / jnp.sqrt(jnp.maximum(length, 1e-12)) - normals))
 
 
 def _seen_from_behind(pixels, depth, triangles, ids):

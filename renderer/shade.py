@@ -1,28 +1,15 @@
-"""From triangle ids and barycentrics to attributes and reflected light at every pixel."""
+"""The light that a surface reflects at every pixel."""
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from renderer.light import DirectionalLight, sh_basis
 
 _LUMINANCE = np.array([0.2126, 0.7152, 0.0722])  # of linear RGB with sRGB's primaries (ITU-R BT.709)
 
 CLAY = 0.6  # albedo of a mesh that has neither texture nor colours
-
-
-def interpolate(
-    attributes: Float[Array, "vertex channel"],
-    triangles: Int[Array, "triangle 3"],
-    ids: Int[Array, "*shape"],
-    weights: Float[Array, "*shape 3"],
-) -> Float[Array, "*shape channel"]:
-    """Vertex attributes at the points that ids and barycentrics name; zeros where ids is -1."""
-    total = 0.0
-    for k in range(3):
-        total = total + attributes[triangles[:, k][jnp.maximum(ids, 0)]] * weights[..., k, None]
-    return jnp.where((ids >= 0)[..., None], total, 0.0)
 
 
 def lambert(
@@ -96,8 +83,3 @@ class ColourTransform(eqx.Module):
 def _mix_with_luminance(colour, contrast):
     luminance = jnp.matmul(colour, jnp.asarray(_LUMINANCE, colour.dtype), precision="highest")[..., None]
     return contrast * colour + (1.0 - contrast) * luminance
-
-
-def unit(vectors: Float[Array, "*shape 3"]) -> Float[Array, "*shape 3"]:
-    """Vectors scaled to length one; zero stays zero, and its derivative finite."""
-    return vectors / jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-20)

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from morphable.mesh import unit
+from morphable.uv import interpolate
 from renderer.rasterize import rasterize
-from renderer.shade import interpolate, unit
 
 _BORDER = 3  # empty texels around the mesh
 _OFFSET = 0.5  # texels along the surface's normal by which a point is lifted towards the lamp

@@ -20,11 +20,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from morphable.mesh import Mesh
+from morphable.mesh import Mesh, unit
 from renderer.camera import AbstractCamera
 from renderer.expand import divide, owners, prefix, take
 from renderer.rasterize import DepthSteps, max3, min3
-from renderer.shade import CLAY, lambert, unit
+from renderer.shade import CLAY, lambert
 
 _CUTOFF = 1e-4
 _THINNEST = 1e-3  # px; of thinner triangles rounding would decide which side is inside

@@ -1,4 +1,4 @@
-"""Texture lookup: bilinear, and trilinear in levels of detail chosen by what a pixel covers of the map.
+"""Texture lookup, trilinear in levels of detail chosen by what a pixel covers of the map.
 
 u runs right and v down from the map's top left corner, both in [0, 1]; texel (row, column) has its centre at
 ((column + 0.5) / width, (row + 0.5) / height).
@@ -8,24 +8,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-
-
-def sample_texture(
-    texture: Float[Array, "height width channel"], uv: Float[Array, "*shape 2"]
-) -> Float[Array, "*shape channel"]:
-    """Bilinear lookup, clamped at the map's border; differentiable in the texture and in uv."""
-    height, width = texture.shape[:2]
-
-    def cell(t, size):
-        x = jnp.clip(t * size - 0.5, 0.0, size - 1.0)
-        first = jnp.clip(jnp.floor(x).astype(jnp.int32), 0, max(size - 2, 0))
-        return first, jnp.minimum(first + 1, size - 1), (x - first.astype(x.dtype))[..., None]
-
-    left, right, fx = cell(uv[..., 0], width)
-    top, bottom, fy = cell(uv[..., 1], height)
-    upper = texture[top, left] * (1.0 - fx) + texture[top, right] * fx
-    lower = texture[bottom, left] * (1.0 - fx) + texture[bottom, right] * fx
-    return upper * (1.0 - fy) + lower * fy
 
 
 class MipPyramid(eqx.Module):

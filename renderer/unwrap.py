@@ -4,29 +4,20 @@ UV is as in renderer.texture.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from morphable.mesh import Mesh
+from morphable.mesh import Mesh, unit
+from morphable.uv import TexelTable, interpolate, sample_texture
 from renderer.camera import AbstractCamera
 from renderer.rasterize import barycentrics, rasterize
-from renderer.shade import interpolate, unit
-from renderer.texture import sample_texture
 
 _STEEP = 0.1  # cosine to the viewer beyond which a surface's slope says nothing about the next pixel
 _DEPTH_SLACK = 0.25  # of a pixel along the surface's slope: less than the gap at which two layers matter
 _LONE = 1e-4  # what is left of a weight at the border of what a view shows, for texels that no other view shows
-
-
-class TexelTable(NamedTuple):
-    """The surface point under the centre of each texel: a triangle (-1 for none) and its corners' weights."""
-
-    triangle_ids: Int[Array, "size size"]
-    barycentrics: Float[Array, "size size 3"]
 
 
 def texel_table(uv: Float[Array, "vertex 2"], triangles: Int[Array, "triangle 3"], size: int) -> TexelTable:
