@@ -105,6 +105,26 @@ class Fit:
             raise ValueError("inside: this fit was not made by a Fitter, expected one that was. Run Fitter.fit.")
         return self.problem, self.parameters, self.stage
 
+    def uncovered(
+        self, mask: Bool[np.ndarray, "height width"] | None = None
+    ) -> Bool[np.ndarray, "height width"] | None:
+        """Where the photo may be used: `mask`, without what the fit has labelled as covering the face; None for all."""
+        if self.labels is None or not self.labels.found:
+            return mask
+        problem, face, _ = self.inside
+        zoom = float(jnp.exp(face.log_focal)) / float(self.camera.focal[0])  # crop pixels per pixel of the photo
+        corner = np.asarray(self.camera.centre) - np.asarray(problem.centre) / zoom
+        usable = np.ones((self.camera.height, self.camera.width), bool) if mask is None else mask.copy()
+        size = len(self.labels.face_probability)
+        rows, columns = (
+            np.floor((np.arange(n) + 0.5 - c) * zoom).astype(int)
+            for n, c in ((self.camera.height, corner[1]), (self.camera.width, corner[0]))
+        )
+        inside_rows, inside_columns = (np.flatnonzero((k >= 0) & (k < size)) for k in (rows, columns))
+        hidden = self.labels.face_probability[np.ix_(rows[inside_rows], columns[inside_columns])] < 0.5
+        usable[np.ix_(inside_rows, inside_columns)] &= ~hidden
+        return usable
+
     def terms(self) -> dict[str, WeightedTerm]:
         """The energy terms of the last stage, about the fitted face; those the stage leaves out weigh nothing."""
         problem, face, stage = self.inside

@@ -62,8 +62,16 @@ def skin_heights(
     return (heights * where).astype(np.float32)
 
 
-def plain_skin(model: MorphableModel, size: int) -> Float[np.ndarray, "{size} {size}"]:
-    """1 where the map shows bare skin of the face's front, falling softly to 0 towards all else."""
+_NOT_PLAIN = ("lips", "lids", "beard", "scalp", "ears", "iris", "sclera")
+
+
+def plain_skin(
+    model: MorphableModel, size: int, other: tuple[str, ...] = _NOT_PLAIN
+) -> Float[np.ndarray, "{size} {size}"]:
+    """1 where the map shows bare skin of the face's front, falling softly to 0 towards all else.
+
+    `other` are the masks whose skin does not count, besides brows and inner parts; where beards grow is one of them.
+    """
     count = len(model.mean)
     skin = np.ones(count, np.float32)
     if "skin" in model.part_names:
@@ -73,8 +81,7 @@ def plain_skin(model: MorphableModel, size: int) -> Float[np.ndarray, "{size} {s
         return sum((np.asarray(model.masks[n], np.float32) for n in names if n in model.masks), np.zeros(count))
 
     face = of("face") if "face" in model.masks else skin
-    other = of("lips", "lids", "beard", "scalp", "ears", "iris", "sclera")
-    amounts = np.stack([skin * face * np.clip(1.0 - 2.0 * other, 0.0, 1.0), of("brows", "interior")], axis=1)
+    amounts = np.stack([skin * face * np.clip(1.0 - 2.0 * of(*other), 0.0, 1.0), of("brows", "interior")], axis=1)
     table = texel_table(model.uv, model.triangles, size)
     flat = np.asarray(interpolate(jnp.asarray(amounts), model.triangles, *table))
     flat = np.where((np.asarray(table.triangle_ids) >= 0)[..., None], flat, 0.0)

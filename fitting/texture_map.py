@@ -34,7 +34,7 @@ from renderer.unwrap import texel_table, unwrap
 
 _CROP = 1024  # side of the square of the photo that is unwrapped; one size, so one compilation
 _DARK = 0.008  # added to both colours of a ratio: the noise of an 8-bit photo, so that black is not minus infinity
-_SHADE_FLOOR = 0.5  # of the face's usual shade: darker is not divided by
+SHADE_FLOOR = 0.5  # of the face's usual shade: darker is not divided by
 _SATURATED = 0.92  # linear; a channel at its end stop does not tell a colour
 _SHOULDER = 0.75  # linear; hardly any skin's albedo is above: what is, is gloss or light that the fit does not know
 _SIDES_DIFFER = 0.4  # logarithm; more is not light's or exposure's doing, but hair or a shadow on one side
@@ -53,7 +53,7 @@ Map = Float[np.ndarray, "row column"]
 ColourMap = Float[np.ndarray, "row column 3"]
 
 
-class _Layout(NamedTuple):
+class TextureLayout(NamedTuple):
     """What lies under each texel of the map, and what the fit expects the photo to show there."""
 
     valid: Bool[np.ndarray, "row column"]
@@ -112,7 +112,7 @@ def person_texture(
     return _finish(photographed_colour(layout, blend), layout.valid)
 
 
-def photographed_colour(layout: "_Layout", blend: Blend) -> ColourMap:
+def photographed_colour(layout: TextureLayout, blend: Blend) -> ColourMap:
     """The completed map, linear RGB; the model's own where the head lies outside the photos."""
     if blend.trust.max() < 0.05:
         return layout.albedo
@@ -124,7 +124,7 @@ def blend_photos(
     photos: Sequence[Source],
     size: int = 1024,
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
-) -> tuple["_Layout", Blend]:
+) -> tuple[TextureLayout, Blend]:
     """The layout of a person's map, and what the photos show in common; see `person_texture`."""
     masks = [None] * len(fits) if masks is None else list(masks)
     if not len(fits) == len(photos) == len(masks) or not fits:
@@ -132,13 +132,13 @@ def blend_photos(
             f"person_texture: got {len(fits)} fits, {len(photos)} photos and {len(masks)} masks; expected one or more "
             "fits, and a photo (and mask, or None) for each. JointFit.indices says which photos its fits belong to."
         )
-    layout = _layout(fits[0], size)
+    layout = texture_layout(fits[0], size)
     chosen = _choose(fits)
     seen = []
     for k in chosen:
         source = photos[k]
         photo = source() if callable(source) else source
-        seen.append(_observe(fits[k], photo, fits[k].mesh, layout, masks[k]))
+        seen.append(observe_texels(fits[k], photo, layout, masks[k]))
     worth = _worth([fits[k] for k in chosen], seen)
     return layout, _blend(chosen, [ratio for ratio, _ in seen], [trust for _, trust in seen], worth, layout)
 
@@ -172,7 +172,8 @@ def _below_white(colour: ColourMap) -> ColourMap:
     return colour * ((_SHOULDER + room * np.tanh((largest - _SHOULDER) / room)) / largest)
 
 
-def _layout(fit: Fit, size: int) -> _Layout:
+def texture_layout(fit: Fit, size: int) -> TextureLayout:
+    """The layout of a fitted person's map."""
     model = fit.model
     count = len(model.mean)
     skin = _skin(model)
@@ -187,7 +188,7 @@ def _layout(fit: Fit, size: int) -> _Layout:
     albedo = np.maximum(flat[..., :3], 1e-3)
     featured = np.clip(4.0 * (named["brows"] + named["lips"]), 0.0, 1.0)
     filled = extrapolate(albedo, flat[..., 5] * (1.0 - featured), np.zeros(3, np.float32), fade=0.0)
-    return _Layout(
+    return TextureLayout(
         valid=ids >= 0,
         skin=flat[..., 5],
         albedo=albedo,
@@ -204,13 +205,10 @@ def _skin(model: MorphableModel) -> Bool[np.ndarray, " vertex"]:
     return np.asarray(model.part_of_vertex) == model.part_names.index("skin")
 
 
-def _shade(fit: Fit, mesh: Mesh, layout: _Layout) -> ColourMap:
+def _shade(fit: Fit, mesh: Mesh, layout: TextureLayout) -> ColourMap:
     """What light the fit expects on each texel, usable to divide by."""
     normals = mesh.normals @ fit.camera.rotation.T
-    light = jnp.asarray(fit.light)
-    front = np.asarray(fit.model.masks["face"]) > 0.5 if "face" in fit.model.masks else _skin(fit.model)
-    usual = _usual_shade(np.asarray(sh_basis(normals) @ light), front)
-    size = len(layout.valid)
+    light, usual, size = jnp.asarray(fit.light), usual_shade(fit, mesh), len(layout.valid)
     shade = np.asarray(_texel_shade(normals, fit.model.uv, fit.model.triangles, light, jnp.asarray(usual), size))
     return _flattened(shade, layout.masks["scalp"], float(usual.mean()))
 
@@ -230,12 +228,14 @@ def _texel_shade(normals: Float[Array, "vertex 3"], uv, triangles, light, usual:
     by that would blow up noise into colours.
     """
     flat = interpolate(normals, triangles, *texel_table(uv, triangles, size))
-    return usable_shade(sh_basis(unit(flat)) @ light, usual, _SHADE_FLOOR)
+    return usable_shade(sh_basis(unit(flat)) @ light, usual, SHADE_FLOOR)
 
 
-def _usual_shade(shade: Float[np.ndarray, "vertex 3"], face: Bool[np.ndarray, " vertex"]) -> Float[np.ndarray, "3"]:
-    """What the well lit part of the face gets."""
-    usual = np.percentile(shade[face] if face.any() else shade, 75, axis=0)
+def usual_shade(fit: Fit, mesh: Mesh) -> Float[np.ndarray, "3"]:
+    """The shade that the well lit part of a fitted face gets."""
+    front = np.asarray(fit.model.masks["face"]) > 0.5 if "face" in fit.model.masks else _skin(fit.model)
+    shade = np.asarray(sh_basis(mesh.normals @ fit.camera.rotation.T) @ jnp.asarray(fit.light))
+    usual = np.percentile(shade[front] if front.any() else shade, 75, axis=0)
     return np.maximum(usual, 1e-3).astype(np.float32)
 
 
@@ -256,12 +256,19 @@ def _near_face(model: MorphableModel, masks, skin: Bool[np.ndarray, " vertex"]) 
     return np.maximum(front, hair) * (1.0 - masks["ears"]) * (1.0 - masks["interior"]) * skin
 
 
-def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple[ColourMap, Map]:
+def observe_texels(
+    fit: Fit,
+    photo: Photo,
+    layout: TextureLayout,
+    mask: Bool[np.ndarray, "height width"] | None = None,
+    crop_size: int = _CROP,
+) -> tuple[ColourMap, Map]:
     """Logarithm of what the photo shows over what the fit predicts, and how far it can be trusted (0 to 1).
 
+    The photo is read at `crop_size` pixels across the face and a margin: as fine as the map, or it would alias.
     Beyond the skin, the ratio (at trust 0) also covers what is visible of the eyes.
     """
-    model, size = fit.model, len(layout.valid)
+    model, mesh, size = fit.model, fit.mesh, len(layout.valid)
     nothing = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.float32)
     front = np.asarray(model.masks["face"] > 0.5) if "face" in model.masks else slice(None)
     pixels = np.asarray(fit.camera.project(mesh.vertices))[front]
@@ -271,13 +278,13 @@ def _observe(fit: Fit, photo: Photo, mesh: Mesh, layout: _Layout, mask) -> tuple
     if not (x0 < photo.width and y0 < photo.height and x0 + side > 0 and y0 + side > 0):
         return nothing
     box = (x0, y0, side, side)
-    camera = fit.camera.crop(box, _CROP, _CROP)
-    picture, inside = photo.crop_linear(box, _CROP)
+    camera = fit.camera.crop(box, crop_size, crop_size)
+    picture, inside = photo.crop_linear(box, crop_size)
 
     bare = Mesh(mesh.vertices, jnp.asarray(solid_triangles(model)), model.uv)
     usable = inside.astype(np.float32)
     if mask is not None:
-        usable *= crop(mask, box, _CROP)
+        usable *= crop(mask, box, crop_size)
     dim = 1.0 - _step(picture.max(axis=2), _SATURATED, 1.0)
     pixels_per_mm = float(camera.focal.mean() / camera.pose.translation()[2])
     clearance, rim = _clearance(bare, camera, pixels_per_mm)
@@ -314,7 +321,7 @@ def _depth(mesh: Mesh, camera) -> tuple[Bool[Array, "row column"], Float[Array, 
     return ids >= 0, interpolate(points[:, 2:], mesh.triangles, ids, weights)[..., 0]
 
 
-def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: _Layout) -> Map:
+def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: TextureLayout) -> Map:
     """0 on lips and lids where the photo shows teeth, the dark of the mouth, the white of an eye, an iris or lashes.
 
     A fit's mouth and eyes are never open exactly as far as the photo's, nor is its outline exactly the photo's. Skin
@@ -381,7 +388,9 @@ def _worth(fits: Sequence[Fit], seen: Sequence[tuple[ColourMap, Map]]) -> list[f
     return ((fineness / fineness.max()) * sharpness).tolist()
 
 
-def _blend(chosen: Sequence[int], ratios: Sequence[ColourMap], trusts: Sequence[Map], worth, layout: _Layout) -> Blend:
+def _blend(
+    chosen: Sequence[int], ratios: Sequence[ColourMap], trusts: Sequence[Map], worth, layout: TextureLayout
+) -> Blend:
     """Ratios of photos to their predictions made one."""
     size = len(layout.valid)
     # What is shown but not trusted counts where nothing else is known: the eyes' brightness is read from there.
@@ -479,7 +488,7 @@ def _agreements(ratios: Sequence[ColourMap], weights: Sequence[Map], common: Col
     return [_blur(1.0 / (1.0 + o**4), 0.008).astype(np.float32) for o in off]
 
 
-def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
+def _complete(ratio: ColourMap, trust: Map, layout: TextureLayout) -> ColourMap:
     """The ratio to `plain` over the whole head: observed, mirrored, continued; the model's own on all but skin."""
     masks = layout.masks
     tone = _tone(ratio, trust, layout)
@@ -506,7 +515,7 @@ def _complete(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
     return whole * outer + (1.0 - outer) * features + eyes[..., None]
 
 
-def _tone(ratio: ColourMap, trust: Map, layout: _Layout) -> Float[np.ndarray, "3"]:
+def _tone(ratio: ColourMap, trust: Map, layout: TextureLayout) -> Float[np.ndarray, "3"]:
     """The median ratio of plain skin: what the fit's albedo and light together got wrong everywhere."""
     m = layout.masks
     plain = (trust > 0.5) & (m["lips"] + m["brows"] + m["scalp"] + m["beard"] + m["lids"] < 0.2)
@@ -517,7 +526,7 @@ def _tone(ratio: ColourMap, trust: Map, layout: _Layout) -> Float[np.ndarray, "3
     return np.median(ratio[plain], axis=0)
 
 
-def _eye_brightness(ratio: ColourMap, layout: _Layout) -> Map:
+def _eye_brightness(ratio: ColourMap, layout: TextureLayout) -> Map:
     """How much darker the eyeballs are in the photo than the model's, mostly by the lids' shadow on them."""
     seen = (np.abs(ratio).sum(axis=2) > 0) & (layout.masks["sclera"] > 0.5)
     if seen.sum() < 20:
@@ -526,7 +535,7 @@ def _eye_brightness(ratio: ColourMap, layout: _Layout) -> Map:
     return change * np.clip(layout.masks["sclera"] + layout.masks["iris"], 0.0, 1.0) * (1.0 - layout.skin)
 
 
-def _limit(ratio: ColourMap, trust: Map, layout: _Layout) -> ColourMap:
+def _limit(ratio: ColourMap, trust: Map, layout: TextureLayout) -> ColourMap:
     """The ratio with its extremes drawn in: gloss is not white skin, and a cast shadow not dark skin.
 
     Broad differences of brightness are limited more than details such as brows and nostrils.

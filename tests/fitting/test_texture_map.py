@@ -78,8 +78,8 @@ def photograph(fit: Fit, texture: np.ndarray, background=(0.2, 0.3, 0.4)) -> Pho
 
 def well_seen(fit: Fit, photo: Photo) -> np.ndarray:
     """Texels that the unwrapping trusts nearly fully."""
-    layout = texture_map._layout(fit, SIZE)
-    return texture_map._observe(fit, photo, fit.mesh, layout, None)[1] > 0.9
+    layout = texture_map.texture_layout(fit, SIZE)
+    return texture_map.observe_texels(fit, photo, layout)[1] > 0.9
 
 
 @pytest.mark.parametrize("light", [None, side_lamp()], ids=["ambient", "side lamp"])
@@ -135,7 +135,7 @@ def test_what_one_side_hides_is_taken_from_the_other(tiny):
 def test_outside_the_photo_the_map_is_the_models_albedo(tiny):
     fit = make_fit(tiny, offset=(5000.0, 0.0))
     photo = Photo(np.full((160, 128, 3), 200, np.uint8))
-    layout = texture_map._layout(fit, SIZE)
+    layout = texture_map.texture_layout(fit, SIZE)
     got = face_texture(fit, photo, SIZE) / 255
     expected = np.asarray(linear_to_srgb(jnp.asarray(layout.albedo)))
     assert np.abs(got - expected)[layout.valid].max() < 0.01
@@ -223,7 +223,7 @@ def several(model, light_of_third=None) -> tuple[list[Fit], list[Photo], np.ndar
 
 def test_several_photos_show_more_of_the_head_than_one(tiny):
     fits, photos, truth = several(tiny)
-    error = lambda texture: np.abs(texture / 255 - truth)[texture_map._layout(fits[0], SIZE).valid]  # noqa: E731
+    error = lambda texture: np.abs(texture / 255 - truth)[texture_map.texture_layout(fits[0], SIZE).valid]  # noqa: E731
     one = [error(face_texture(f, p, SIZE)).mean() for f, p in zip(fits, photos, strict=True)]
     assert error(person_texture(fits, photos, SIZE)).mean() < 0.8 * min(one)
 

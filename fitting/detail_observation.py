@@ -1,0 +1,102 @@
+"""What a photo says about the relief of the skin: its colours at the texels of a map, beside what the fit expects.
+
+Everything is a logarithm of a ratio, as in `fitting.texture_map`: of the photo's linear colour over the fit's (plain
+albedo times shade). A relief turns the normals and so changes the logarithm of the shade; moles and beard change that
+of the albedo; the light's errors are smooth. So the three add, and detail is what explains the first.
+"""
+
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+from morphable.detail import UVSurface, detail_normals, uv_surface
+
+from fitting.fit import Fit
+from fitting.mesoscopic import plain_skin
+from fitting.observation import Photo
+from fitting.texture_map import SHADE_FLOOR, TextureLayout, observe_texels, texture_layout, usual_shade
+from morphable.model import MorphableModel
+from renderer.delight import usable_shade
+from renderer.light import sh_basis
+from renderer.unwrap import texel_table
+
+SIZE = 256  # texels in a row of a detail map: 1.1 mm on the face of the model that ships with facefit
+_PIXELS_PER_TEXEL = 1.5  # of the crop across the face that is unwrapped
+_NOT_SKIN = ("lips", "lids", "scalp", "ears", "iris", "sclera")  # a beard may be shaven: the photo decides
+
+
+class DetailObservation(eqx.Module):
+    """One photo of a fitted head, laid out at the texels of a map. Head space in mm, colours linear RGB."""
+
+    ratio: Float[Array, "row column 3"]  # logarithm of the photo over the fit's plain albedo and shade; 0 where unseen
+    weight: Float[Array, "row column"]  # 0 to 1: how far the texel can be trusted to show the face's bare skin
+    plain: Float[Array, "row column 3"]  # the fit's albedo, skin in place of brows and lips
+    surface: UVSurface  # of the fitted head with its expression
+    rotation: Float[Array, "3 3"]  # head to camera axes
+    light: Float[Array, "9 3"]  # camera axes
+    usual: Float[Array, "3"]  # shade of the well lit part of the face
+
+    def shade(self, normals: Float[Array, "row column 3"]) -> Float[Array, "row column 3"]:
+        """What light unit normals (head axes) get, usable to divide by (`renderer.delight.usable_shade`)."""
+        turned = jnp.matmul(normals, self.rotation.T, precision="highest")
+        return usable_shade(
+            jnp.matmul(sh_basis(turned), self.light, precision="highest"), self.usual, floor=SHADE_FLOOR
+        )
+
+    def shading_change(self, displacement: Float[Array, "row column"]) -> Float[Array, "row column 3"]:
+        """By how much a displacement (mm) changes the logarithm of the shade."""
+        return jnp.log(self.shade(detail_normals(self.surface, displacement))) - jnp.log(
+            self.shade(self.surface.normals)
+        )
+
+    @property
+    def colour(self) -> Float[Array, "row column 3"]:
+        """The photo's colour, linear RGB; the fit's own where the photo shows nothing."""
+        return self.plain * self.shade(self.surface.normals) * jnp.exp(self.ratio)
+
+
+@eqx.filter_jit
+def _surface(mesh, size: int) -> UVSurface:
+    return uv_surface(mesh, texel_table(mesh.uv, mesh.triangles, size))
+
+
+def detail_region(model: MorphableModel, size: int = SIZE) -> Float[np.ndarray, "{size} {size}"]:
+    """1 where a map shows skin of the face's front that may have relief, falling softly to 0 towards all else."""
+    return plain_skin(model, size, _NOT_SKIN)
+
+
+def observe(
+    fit: Fit,
+    photo: Photo,
+    size: int = SIZE,
+    mask: Bool[np.ndarray, "height width"] | None = None,
+    layout: TextureLayout | None = None,
+    region: Float[np.ndarray, "row column"] | None = None,
+) -> DetailObservation:
+    """What a fitted photo shows at the texels of a size x size map; `mask` is true where the photo may be used.
+
+    `layout` and `region` are `texture_layout(fit, size)` and `detail_region(model, size)`, where they are at hand.
+    """
+    layout = texture_layout(fit, size) if layout is None else layout
+    region = detail_region(fit.model, size) if region is None else region
+    crop_size = int(np.ceil(_PIXELS_PER_TEXEL * size))
+    ratio, trust = observe_texels(fit, photo, layout, fit.uncovered(mask), crop_size)
+    mesh = fit.mesh
+    single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+    return DetailObservation(
+        ratio=single(ratio),
+        weight=single(trust * region),
+        plain=single(layout.plain),
+        surface=_surface(mesh, size),
+        rotation=single(fit.camera.rotation),
+        light=single(fit.light),
+        usual=single(usual_shade(fit, mesh)),
+    )
+
+
+def stacked(observations: Sequence[DetailObservation]) -> DetailObservation:
+    """Several observations as one with a leading axis, for `jax.vmap`."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *observations)
