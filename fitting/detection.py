@@ -449,15 +449,15 @@ class _DlibModels:
     # data exclude commercial use.
     @functools.cached_property
     def predictor(self) -> Any:
-        return self.dlib.shape_predictor(str(_trained_file(self.folder, "shape_predictor_68_face_landmarks.dat")))
+        return self.dlib.shape_predictor(str(trained_file(self.folder, "shape_predictor_68_face_landmarks.dat")))
 
     @functools.cached_property
     def cnn(self) -> Any:
-        return self.dlib.cnn_face_detection_model_v1(str(_trained_file(self.folder, "mmod_human_face_detector.dat")))
+        return self.dlib.cnn_face_detection_model_v1(str(trained_file(self.folder, "mmod_human_face_detector.dat")))
 
     @functools.cached_property
     def recogniser(self) -> Any:
-        path = _trained_file(self.folder, "dlib_face_recognition_resnet_model_v1.dat")
+        path = trained_file(self.folder, "dlib_face_recognition_resnet_model_v1.dat")
         return self.dlib.face_recognition_model_v1(str(path))
 
 
@@ -494,7 +494,8 @@ def dlib_model_folder(override: str | None = None) -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "models"
 
 
-def _trained_file(folder: Path, name: str) -> Path:
+def trained_file(folder: Path, name: str) -> Path:
+    """One of dlib's trained files in the folder of them; raises DetectorError where it is missing."""
     path = folder / name
     if not path.is_file():
         raise DetectorError(
