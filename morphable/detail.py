@@ -50,8 +50,8 @@ class Detail(eqx.Module):
         expected = ((side, side), (groups, side, side), (groups, units))
         if found != expected:
             raise ValueError(
-                f"Detail: displacement, wrinkles and drivers of shapes {found}, expected {expected}: square maps of one "
-                f"size, one driver row for each wrinkle map and one column for each of the {units} expression units."
+                f"Detail: displacement, wrinkles and drivers of shapes {found}, expected {expected}: square "
+                f"maps of one size, a driver row for each wrinkle map and a column for each of the {units} expression units."
             )
 
     def activations(self, expression: Float[Array, " unit"]) -> Float[Array, " group"]:
@@ -74,6 +74,7 @@ def limited(raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return LIMIT_MM * jnp.tanh(raw / LIMIT_MM)
 
 
+@eqx.filter_jit
 def uv_surface(mesh: Mesh, table: TexelTable) -> UVSurface:
     """The smooth surface of a mesh at the texels of a table that was made for its triangles and uv.
 
@@ -123,9 +124,7 @@ def uv_surface(mesh: Mesh, table: TexelTable) -> UVSurface:
     return UVSurface(points, normals, dual_u, dual_v, bending / length[..., None], joined[0], joined[1], valid)
 
 
-def displaced_points(
-    surface: UVSurface, displacement: Float[Array, "size size"]
-) -> Float[Array, "size size 3"]:
+def displaced_points(surface: UVSurface, displacement: Float[Array, "size size"]) -> Float[Array, "size size 3"]:
     """The displaced surface under each texel, mm."""
     return surface.points + displacement[..., None] * surface.normals
 
@@ -140,9 +139,8 @@ def slopes(
     return _difference(displacement, surface.joined_u, 1), _difference(displacement, surface.joined_v, 0)
 
 
-def detail_normals(
-    surface: UVSurface, displacement: Float[Array, "size size"]
-) -> Float[Array, "size size 3"]:
+@eqx.filter_jit
+def detail_normals(surface: UVSurface, displacement: Float[Array, "size size"]) -> Float[Array, "size size 3"]:
     """Unit normals of the displaced surface under each texel; zero where the map shows no surface.
 
     Differentiable in the displacement and the surface, everywhere finite.
@@ -166,7 +164,7 @@ class DenseLayout(eqx.Module):
     triangles: Int[Array, "triangle 3"]
     uv: Float[Array, "vertex 2"]
     moving: Float[Array, " vertex"]  # 1 on what is displaced (skin), 0 on what is not
-    edges: tuple[Int[Array, "edge 2"], ...]  # for each level the two vertices that each new one lies between
+    edges: tuple[Int[Array, "_ 2"], ...]  # for each level the two vertices that each new one lies between
 
     def subdivide(self, values: Float[Array, "coarse channel"]) -> Float[Array, "vertex channel"]:
         """Values of the mesh's own vertices at all vertices, linear between them."""
@@ -212,6 +210,7 @@ def skin_vertices(model: MorphableModel) -> Bool[np.ndarray, " vertex"]:
     return np.asarray(model.part_of_vertex) == model.part_names.index("skin")
 
 
+@eqx.filter_jit
 def displaced(layout: DenseLayout, mesh: Mesh, displacement: Float[Array, "size size"]) -> Mesh:
     """The mesh subdivided and displaced along its smooth normals; albedo goes along. For jit and vmap."""
     points, normals = layout.subdivide(mesh.vertices), unit(layout.subdivide(mesh.normals))
