@@ -6,13 +6,15 @@ brightness serves as a displacement that looks right, whatever its true size. It
 dark as a pore: hence small amplitudes, and none where colour has other reasons (hair, lips, eyes).
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 from scipy.ndimage import gaussian_filter
 
-from fitting.normal_map import TexelFrames, normal_map, texel_frames
+from fitting.normal_map import normal_map, texel_surface
 from morphable.colour import srgb_to_linear
+from morphable.detail import UVSurface
 from morphable.model import MorphableModel
 from morphable.uv import interpolate
 from renderer.unwrap import texel_table
@@ -29,16 +31,29 @@ def skin_normal_map(
     neutral_vertices: Float[np.ndarray, "vertex 3"],
     texture: UInt8[np.ndarray, "size size 3"],
     pixel_mm: float = 0.3,
+    displacement: Float[np.ndarray, "texel texel"] | None = None,
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The normal map of a head's skin from its colour map, for `write_head_glb`: frames, heights, normals."""
-    frames = texel_frames(neutral_vertices, np.asarray(model.triangles), np.asarray(model.uv), len(texture))
-    return normal_map(skin_heights(model, texture, frames, pixel_mm), frames)
+    """The normal map of a head's skin from its colour map, for `write_head_glb`: surface, heights, normals.
+
+    With a `displacement` (mm, `morphable.detail`) its slopes too; colour then adds only what is finer than that map.
+    """
+    surface = texel_surface(neutral_vertices, np.asarray(model.triangles), np.asarray(model.uv), len(texture))
+    heights = skin_heights(model, texture, surface, pixel_mm)
+    if displacement is not None:
+        coarse = resized(heights, len(displacement))
+        heights = heights + resized(displacement - coarse, len(texture))
+    return normal_map(heights, surface)
+
+
+def resized(values: Float[np.ndarray, "texel texel"], size: int) -> Float[np.ndarray, "{size} {size}"]:
+    """A map at another size: cubic, so that slopes stay smooth, and without aliases where it gets smaller."""
+    return np.asarray(jax.image.resize(jnp.asarray(values, jnp.float32), (size, size), "cubic"))
 
 
 def skin_heights(
     model: MorphableModel,
     texture: UInt8[np.ndarray, "size size 3"],
-    frames: TexelFrames,
+    surface: UVSurface,
     pixel_mm: float = 0.3,
 ) -> Float[np.ndarray, "size size"]:
     """Heights (mm, outwards) of fine relief over the skin, from its delit colour map (sRGB-encoded).
@@ -50,10 +65,10 @@ def skin_heights(
     where = plain_skin(model, size)
     linear = np.asarray(srgb_to_linear(jnp.asarray(texture, jnp.float32) / 255))
     brightness = np.log(np.maximum(linear @ _LUMINANCE, 0.01))
-    face = (where > 0.5) & frames.valid
+    face = (where > 0.5) & np.asarray(surface.valid)
     if not face.any():
         return np.zeros((size, size), np.float32)
-    texel_mm = float(np.sqrt(np.median(frames.right[face] * frames.down[face])))
+    texel_mm = float(np.sqrt(np.median(np.asarray(surface.areas)[face])))
     fine = max(_FINEST_MM, 0.8 * pixel_mm) / texel_mm
     broad = max(_BROADEST_MM, 2.5 * pixel_mm) / texel_mm
     # Over plain skin alone, or the dark of a brow would raise a wall around it.

@@ -1,71 +1,73 @@
 """A tangent-space normal map, as glTF wants it, from heights over the skin in UV space; where heights come from is not
-its concern."""
+its concern.
 
-from typing import NamedTuple
+Heights over one surface add, and with them the slopes of what they make. So of several normal maps of one surface the
+slopes are added: "partial derivatives" of Barré-Brisebois & Hill 2012 ("Blending in Detail"). Their reoriented maps are
+for a relief that lies on another one.
+"""
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
-from fitting.glb import uv_derivatives
+from morphable.detail import UVSurface, detail_normals, uv_surface
+from morphable.mesh import Mesh
 from renderer.unwrap import texel_table
 
-_STEEPEST = 0.7  # slope (35 degrees) above which heights are a mistake in the map, not skin
+_STEEPEST = 1.5  # slope (56 degrees) above which heights are a mistake in the map, not skin
 
 
-class TexelFrames(NamedTuple):
-    """How a map's texels lie in the surface: how far (mm) it goes for one texel.
-
-    The tangent points along growing u; the bitangent is perpendicular to it in the surface and points up the map.
-    """
-
-    right: Float[np.ndarray, "row column"]  # along the tangent, for one texel to the right
-    sheared: Float[np.ndarray, "row column"]  # along the tangent, for one texel down
-    down: Float[np.ndarray, "row column"]  # against the bitangent, for one texel down
-    valid: Bool[np.ndarray, "row column"]  # whether there is a surface
-
-
-def texel_frames(
+def texel_surface(
     vertices: Float[np.ndarray, "vertex 3"],
     triangles: Int[np.ndarray, "triangle 3"],
     uv: Float[np.ndarray, "vertex 2"],
     size: int,
-) -> TexelFrames:
-    """The frames of a size x size map over a surface in mm."""
-    triangles = np.asarray(triangles)
-    along_u, along_v, _ = uv_derivatives(np.asarray(vertices, np.float64), triangles, np.asarray(uv))
-    right = np.linalg.norm(along_u, axis=1)
-    tangent = along_u / np.maximum(right, 1e-12)[:, None]
-    sheared = np.einsum("ti,ti->t", along_v, tangent)
-    down = np.linalg.norm(along_v - sheared[:, None] * tangent, axis=1)
-    ids = np.asarray(texel_table(jnp.asarray(uv), jnp.asarray(triangles), size).triangle_ids)
-    valid = (ids >= 0) & (right[ids] > 0) & (down[ids] > 0)
-
-    def of_texel(values: Float[np.ndarray, " triangle"]) -> Float[np.ndarray, "row column"]:
-        return np.where(valid, values[ids] / size, 1.0)
-
-    return TexelFrames(of_texel(right), of_texel(sheared), of_texel(down), valid)
+) -> UVSurface:
+    """The surface (mm) under the texels of a size x size map."""
+    corners, places = jnp.asarray(triangles, jnp.int32), jnp.asarray(uv, jnp.float32)
+    mesh = Mesh(jnp.asarray(vertices, jnp.float32), corners, places)
+    return uv_surface(mesh, texel_table(places, corners, size))
 
 
-def normal_map(heights: Float[np.ndarray, "row column"], frames: TexelFrames) -> UInt8[np.ndarray, "row column 3"]:
-    """glTF's normal map of heights (mm, outwards): x along the tangent, y up the map, z out of the surface.
+def tangent_slopes(heights: Float[np.ndarray, "row column"], surface: UVSurface) -> Float[np.ndarray, "row column 2"]:
+    """How steeply heights (mm, outwards) rise along the tangent, which follows u, and up the map: the displaced
+    surface's normal is (-slope, 1).
 
-    Linear; 128 128 255 is flat. Slopes beyond 35 degrees are drawn in. Texels without a surface, or with heights that
-    are not finite, are flat.
+    Slopes beyond 56 degrees are drawn in. Texels without a surface, or with heights that are not finite, are flat.
     """
-    if heights.shape != frames.valid.shape:
+    if heights.shape != surface.valid.shape:
         raise ValueError(
-            f"normal_map: heights of {heights.shape} and frames of {frames.valid.shape} texels, expected the same. "
-            "Make the frames with texel_frames(..., size)."
+            f"tangent_slopes: heights of {heights.shape} and a surface of {surface.valid.shape} texels, expected the "
+            "same. Make the surface with texel_surface(..., size)."
         )
-    known = np.isfinite(heights) & frames.valid
-    values = np.where(known, heights, 0.0).astype(np.float64)
-    per_row, per_column = np.gradient(values)
-    # The surface gradient g has g . x_u = h_u and g . x_v = h_v, also where the map shears.
-    along_tangent = per_column / frames.right
-    along_bitangent = -(per_row - along_tangent * frames.sheared) / frames.down
-    steep = np.maximum(np.hypot(along_tangent, along_bitangent) / _STEEPEST, 1e-12)
-    drawn_in = np.where(known, np.tanh(steep) / steep, 0.0)
-    normal = np.stack([-along_tangent * drawn_in, -along_bitangent * drawn_in, np.ones_like(values)], axis=2)
+    return np.asarray(_slopes(jnp.asarray(heights, jnp.float32), surface))
+
+
+def encoded(slopes: Float[np.ndarray, "row column 2"]) -> UInt8[np.ndarray, "row column 3"]:
+    """glTF's normal map of slopes: x along the tangent, y up the map, z out of the surface; 128 128 255 is flat."""
+    normal = np.concatenate([-slopes, np.ones_like(slopes[..., :1])], axis=2)
     normal /= np.linalg.norm(normal, axis=2, keepdims=True)
     return np.clip(np.rint(normal * 127.0 + 128.0), 0, 255).astype(np.uint8)
+
+
+def decoded(pixels: UInt8[np.ndarray, "row column 3"]) -> Float[np.ndarray, "row column 2"]:
+    """The slopes of a normal map: what is added, times each map's share, to blend several of one surface."""
+    normal = pixels.astype(np.float32) - 128.0
+    return -normal[..., :2] / np.maximum(normal[..., 2:], 1.0)
+
+
+def normal_map(heights: Float[np.ndarray, "row column"], surface: UVSurface) -> UInt8[np.ndarray, "row column 3"]:
+    """glTF's normal map, linear, of heights (mm, outwards); see `tangent_slopes`."""
+    return encoded(tangent_slopes(heights, surface))
+
+
+@eqx.filter_jit
+def _slopes(heights: Float[Array, "size size"], surface: UVSurface) -> Float[Array, "size size 2"]:
+    known = jnp.isfinite(heights) & surface.valid
+    normals = detail_normals(surface, jnp.where(known, heights, 0.0))
+    across = jnp.stack([jnp.sum(normals * t, axis=-1) for t in surface.tangents], axis=-1)
+    # A normal of heights always points out of the surface; where there is none both are zero.
+    slopes = -across / jnp.maximum(jnp.sum(normals * surface.normals, axis=-1, keepdims=True), 1e-3)
+    steep = jnp.sqrt(jnp.sum(slopes**2, axis=-1, keepdims=True) + 1e-12) / _STEEPEST
+    return jnp.where(known[..., None], slopes * jnp.tanh(steep) / steep, 0.0)

@@ -34,6 +34,19 @@ class UVSurface(eqx.Module):
     joined_v: Bool[Array, "size size"]  # the same for the texel below
     valid: Bool[Array, "size size"]
 
+    @property
+    def areas(self) -> Float[Array, "size size"]:
+        """What a texel covers of the surface, mm²; 0 where it shows none."""
+        duals = jnp.cross(self.dual_u, self.dual_v)
+        squared = jnp.sum(duals**2, axis=-1)
+        return jnp.where(self.valid, 1.0 / jnp.sqrt(jnp.where(self.valid, squared, 1.0)), 0.0)
+
+    @property
+    def tangents(self) -> tuple[Float[Array, "size size 3"], Float[Array, "size size 3"]]:
+        """Unit vectors in the surface: along growing u, and perpendicular to it, up the map. Zero without a surface."""
+        hand = jnp.sign(_dot(self.normals, jnp.cross(self.dual_u, self.dual_v)))
+        return unit(hand * jnp.cross(self.dual_v, self.normals)), -unit(self.dual_v)
+
 
 class Detail(eqx.Module):
     """One person's detail: the displacement seen at one expression, and what wrinkles other expressions add."""
@@ -43,6 +56,7 @@ class Detail(eqx.Module):
     drivers: Float[Array, "group unit"]  # >= 0: how much each expression unit activates each group
     expression: Float[Array, " unit"]  # weights at which the displacement was seen
     method: str = eqx.field(static=True, default="")  # what made it, for records
+    names: tuple[str, ...] = eqx.field(static=True, default=())  # of the groups; none: they are only numbered
 
     def __check_init__(self):
         side, groups, units = self.displacement.shape[-1], self.wrinkles.shape[0], self.expression.shape[-1]
@@ -51,8 +65,15 @@ class Detail(eqx.Module):
         if found != expected:
             raise ValueError(
                 f"Detail: displacement, wrinkles and drivers of shapes {found}, expected {expected}: square "
-                f"maps of one size, a driver row for each wrinkle map and a column for each of the {units} expression units."
+                f"maps of one size, a driver row for each wrinkle map and a column for each of {units} units."
             )
+        if len(self.names) not in (0, groups):
+            raise ValueError(f"Detail: got {len(self.names)} names for {groups} wrinkle maps, expected one for each.")
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """A name for each wrinkle group."""
+        return self.names or tuple(f"wrinkle_{k + 1}" for k in range(self.wrinkles.shape[0]))
 
     def activations(self, expression: Float[Array, " unit"]) -> Float[Array, " group"]:
         """How far each wrinkle group is out, in [0, 1]."""
