@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 
 from fitting.animation import Animation
 from fitting.fit import Fit
-from fitting.glb import JointedParts, Skeleton, surface_normals, write_glb
+from fitting.glb import JointedParts, Skeleton, WrinkleMap, surface_normals, write_glb
 from fitting.observation import Photo
 from fitting.output import OutputError as OutputError
 from fitting.output import check_writable as check_writable
@@ -209,11 +209,13 @@ def write_head_glb(
     camera: Any = None,
     *,
     normal_map: UInt8[np.ndarray, "map_height map_width 3"] | None = None,
+    wrinkle_maps: Sequence[WrinkleMap] = (),
     animation: Animation | None = None,
 ) -> None:
     """Write the neutral head of one identity with all its blendshapes; the file opens in `expression`.
 
-    `normal_map` is the skin's, in tangent space (`fitting.normal_map`). With an `animation`
+    `normal_map` is the skin's, in tangent space (`fitting.normal_map`), and `wrinkle_maps` what expressions add to it
+    (`fitting.detail_files.detail_maps` makes both). With an `animation`
     (`fitting.animation.animate`) the eyeballs are a mesh of their own that follows the eye joints, since no straight
     path turns an eye: then the head's eyeLook* targets move the lids alone, and the eyeballs' own turn the eyes of
     whoever sets weights by hand. `camera` is then the one of the animation's reference frame.
@@ -232,6 +234,7 @@ def write_head_glb(
         np.asarray(model.uv),
         texture=texture,
         normal_map=normal_map,
+        wrinkle_maps=wrinkle_maps,
         opacity=_lash_opacity(model, neutral),
         groups=part_triangles(model),
         targets=targets,

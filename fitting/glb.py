@@ -7,7 +7,7 @@ left); glTF counts in metres, so lengths are divided by 1000 here and nowhere el
 import dataclasses
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,13 @@ _MILLIMETRES_PER_METRE = 1000.0
 _STILL_MM, _TURNED = 1e-4, 0.07
 HEAD_POSE = "head_pose"  # the node above the skeleton that an animation moves through the world
 VERTEX_ID = "_VERTEX_ID"  # each point's number in the arrays that were written: primitives have an order of their own
+
+# What a program must do with wrinkle maps, in the words that the files themselves carry.
+ACTIVATION = "clip(sum(weight of blendshape * blendshape), 0, 1)"
+BLENDING = (
+    "decode each map to n = (255 * texel - 128) / 127; slopes of all maps add: "
+    "normalize(sum(activation * n.xy / n.z), 1), the normal map itself at activation 1"
+)
 
 # glTF 2.0 enumerations (section 5 of the specification)
 _BYTE_TYPES = {"f4": 5126, "u1": 5121, "u2": 5123, "u4": 5125}
@@ -63,6 +70,17 @@ class JointedParts:
     targets: Mapping[str, np.ndarray]  # displacement of every vertex, mm at weight 1
 
 
+class WrinkleMap(NamedTuple):
+    """Wrinkles that expressions bring out, as a normal map of the skin whose slopes are added to the normal map's.
+
+    Its share is the sum of the weights times the blendshapes', within [0, 1].
+    """
+
+    name: str
+    normal_map: UInt8[np.ndarray, "row column 3"]  # tangent space, at share 1
+    blendshapes: Mapping[str, float]  # by name, >= 0
+
+
 # How each part answers light: roughness, and whether its back is seen (lashes are sheets; the skin ends
 # in an open collar). Names are matched by their beginning, so lashes_left and lashes_right share one
 # material.
@@ -83,6 +101,7 @@ def write_glb(
     *,
     texture: UInt8[np.ndarray, "height width 3"] | None = None,
     normal_map: UInt8[np.ndarray, "map_height map_width 3"] | None = None,
+    wrinkle_maps: Sequence[WrinkleMap] = (),
     opacity: Float[np.ndarray, " vertex"] | None = None,
     groups: Mapping[str, np.ndarray] | None = None,
     targets: Mapping[str, np.ndarray] | None = None,
@@ -101,8 +120,9 @@ def write_glb(
     the head does over time.
 
     `groups` (part name -> triangle indices) become primitives with a material each; where their `opacity` is
-    below 1 they are blended. `normal_map` (tangent space, see `fitting.normal_map`) is the skin's. `targets` maps a
-    blendshape to the displacement of every vertex (mm) at weight 1; only moved vertices are stored.
+    below 1 they are blended. `normal_map` (tangent space, see `fitting.normal_map`) is the skin's, and so are the
+    `wrinkle_maps`: textures that the material's extras name, since glTF has no normal maps driven by weights. `targets`
+    maps a blendshape to the displacement of every vertex (mm) at weight 1; only moved vertices are stored.
     `target_weights` are the weights the file opens with. `camera` is a pinhole camera with `to_opencv()`,
     `height` and `width`; glTF has no principal point, so the file's camera looks along the axis and the
     exact K stands in its extras.
@@ -123,14 +143,19 @@ def write_glb(
             raise ValueError(
                 f"morph target {name}: shape {value.shape}, expected that of the vertices {vertices.shape}."
             )
+    unknown = sorted({name for wrinkle in wrinkle_maps for name in wrinkle.blendshapes} - set(targets))
+    if unknown:
+        raise ValueError(f"wrinkle maps: blendshapes {unknown} are not among the file's {list(targets)}.")
     if animation is not None:
         _check_animation(animation, tuple(targets), () if skeleton is None else skeleton.names)
 
     file = _GlbBuilder(g)
     image = None if texture is None else file.texture("albedo", _jpeg(texture, jpeg_quality), "image/jpeg")
     relief = None if normal_map is None else file.texture("normal", _png(normal_map), "image/png")
+    file.wrinkles(wrinkle_maps)
     normals = surface_normals(vertices, triangles)
-    tangents = None if normal_map is None else surface_tangents(vertices, triangles, uv, normals)
+    bent = normal_map is not None or wrinkle_maps
+    tangents = surface_tangents(vertices, triangles, uv, normals) if bent else None
     shape = _Shape(vertices, triangles, uv, normals, tangents, opacity, skeleton, morph_normals)
     own = set() if jointed is None else set(jointed.parts)
     file.mesh("head", shape, {k: v for k, v in groups.items() if k not in own}, targets, target_weights, image, relief)
@@ -216,6 +241,7 @@ class _GlbBuilder:
         self.blob = bytearray()
         self.zero: dict[int, int] = {}  # row count -> accessor of that many zero vectors
         self.sparse_parts: list[tuple[int, np.ndarray, np.ndarray]] = []
+        self.skin_extras: dict[str, Any] = {}
 
     def view(self, data: bytes, target: int | None = None) -> int:
         self.blob.extend(b"\0" * (-len(self.blob) % 4))
@@ -367,6 +393,21 @@ class _GlbBuilder:
         self.gltf.textures.append(g.Texture(source=len(self.gltf.images) - 1, sampler=0))
         return len(self.gltf.textures) - 1
 
+    def wrinkles(self, maps: Sequence[WrinkleMap]) -> None:
+        """Textures for the maps, and what the skin's material will say about them."""
+        said = [
+            {
+                "name": wrinkle.name,
+                "texture": self.texture(f"wrinkle_{wrinkle.name}", _png(wrinkle.normal_map), "image/png"),
+                "blendshapes": {name: float(weight) for name, weight in wrinkle.blendshapes.items()},
+            }
+            for wrinkle in maps
+        ]
+        if said:
+            self.skin_extras = {
+                "facefit": {"wrinkle_maps": said, "activation": ACTIVATION, "blending": BLENDING},
+            }
+
     def material(self, kind: str, texture: int | None, relief: int | None, blended: bool) -> int:
         """The material of a kind of part, made once."""
         for number, material in enumerate(self.gltf.materials):
@@ -385,6 +426,7 @@ class _GlbBuilder:
                 doubleSided=look["double_sided"],
                 alphaMode="BLEND" if blended else "OPAQUE",
                 alphaCutoff=None,  # only meant for the third mode
+                extras=self.skin_extras if kind == "skin" else {},
             )
         )
         return len(self.gltf.materials) - 1
