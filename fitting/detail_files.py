@@ -25,7 +25,7 @@ from fitting.export import part_triangles, write_obj
 from fitting.glb import ACTIVATION, BLENDING, WrinkleMap
 from fitting.mesoscopic import skin_normal_map
 from fitting.normal_map import encoded, tangent_slopes, texel_surface
-from morphable.detail import LIMIT_MM, Detail, dense_layout, displaced, skin_vertices
+from morphable.detail import LIMIT_MM, Detail, dense_layout, dense_normals, displaced, skin_vertices
 from morphable.io.archive import read_npz
 from morphable.io.contents import ModelFileError
 from morphable.mesh import Mesh
@@ -248,15 +248,15 @@ def _write_dense(
 ) -> int:
     """detail.obj; the number of its vertices."""
     layout = dense_layout(person.triangles, person.uv, levels, skin_vertices(person))
-    vertices = person.vertices(jnp.asarray(identity), detail.expression)
-    dense = displaced(layout, Mesh(vertices, person.triangles, person.uv), detail.displacement)
+    mesh = Mesh(person.vertices(jnp.asarray(identity), detail.expression), person.triangles, person.uv)
+    dense = displaced(layout, mesh, detail.displacement)
     parts, step = part_triangles(person), 4**levels  # a triangle's parts stand where it stood
     groups = {name: (ids[:, None] * step + np.arange(step)).ravel() for name, ids in parts.items()}
     source = person.provenance
     note = f"with detail, at the photo's expression; head model {source.name}, licence {source.licence}"
-    write_obj(
-        path, np.asarray(dense.vertices), np.asarray(dense.triangles), np.asarray(dense.uv), texture_name, groups, note
-    )
+    vertices, triangles, uv = (np.asarray(a) for a in (dense.vertices, dense.triangles, layout.uv))
+    normals = np.asarray(dense_normals(layout, mesh, detail.displacement))
+    write_obj(path, vertices, triangles, uv, texture_name, groups, note, normals=normals)
     return len(dense.vertices)
 
 

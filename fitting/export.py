@@ -120,16 +120,17 @@ def write_obj(
     groups: Mapping[str, np.ndarray] | None = None,
     note: str = "",
     material: str | None = None,
+    normals: Float[np.ndarray, "vertex 3"] | None = None,
 ) -> None:
-    """Write a mesh in head space (mm) as OBJ with smooth normals, and an .mtl beside it when it has a
-    texture.
+    """Write a mesh in head space (mm) as OBJ with smooth normals (`normals`, or the triangles' by area), and an .mtl
+    beside it when it has a texture.
 
     `groups` maps a name to the indices of its triangles; triangles of no group are left out. The vertices
     keep their order, so vertex i of the model is vertex i + 1 of the file. `material` names the .mtl, for meshes that
     share one.
     """
     path = Path(path)
-    normals = surface_normals(vertices, triangles)
+    normals = surface_normals(vertices, triangles) if normals is None else normals
     lines = ["# facefit head mesh; unit: millimetre; +x subject's left, +y up, +z out of the face\n"]
     lines += [f"# {line}\n" for line in note.splitlines()]
     textured = uv is not None and texture_name is not None

@@ -240,6 +240,16 @@ def displaced(layout: DenseLayout, mesh: Mesh, displacement: Float[Array, "size 
     return Mesh(points + height * normals, layout.triangles, layout.uv, albedo)
 
 
+@eqx.filter_jit
+def dense_normals(layout: DenseLayout, mesh: Mesh, displacement: Float[Array, "size size"]) -> Float[Array, "vertex 3"]:
+    """Normals to shade `displaced` with: the mesh's smooth ones, turned as the displacement turns the dense mesh's.
+
+    The dense mesh's own show the mesh's triangles, since subdivision leaves those flat.
+    """
+    after, before = (displaced(layout, mesh, d).normals for d in (displacement, jnp.zeros_like(displacement)))
+    return unit(unit(layout.subdivide(mesh.normals)) + after - before)
+
+
 def displaced_mesh(
     mesh: Mesh,
     displacement: Float[Array, "size size"],

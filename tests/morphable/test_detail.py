@@ -12,6 +12,7 @@ from morphable.detail import (
     Detail,
     UVSurface,
     dense_layout,
+    dense_normals,
     detail_normals,
     displaced,
     displaced_mesh,
@@ -225,6 +226,19 @@ def test_subdivision_keeps_the_surface_the_first_vertices_and_the_side_that_is_o
         small = np.cross(parts[:, 1] - parts[:, 0], parts[:, 2] - parts[:, 0]).reshape(len(areas), 4**levels, 3)
         # Each part is as large as the others and faces the same way: none leaves its triangle.
         assert np.allclose(small, areas[:, None] / 4**levels, atol=0.02)
+
+
+def test_shading_normals_of_the_dense_mesh_are_the_smooth_ones_turned(tiny):
+    mesh, raised = Mesh(tiny.mean, tiny.triangles, tiny.uv), jnp.zeros((8, 8))
+    layout = dense_layout(mesh.triangles, mesh.uv, 1)
+    smooth = np.asarray(layout.subdivide(mesh.normals))
+    smooth = smooth / np.linalg.norm(smooth, axis=1, keepdims=True)
+    assert np.allclose(dense_normals(layout, mesh, raised), smooth, atol=1e-5)
+    # A flat mesh has no facets to hide: its shading normals are its own.
+    flat = plane()
+    wave = jnp.sin(jnp.arange(8.0)) * jnp.ones((8, 1))
+    layout = dense_layout(flat.triangles, flat.uv, 1)
+    assert np.allclose(dense_normals(layout, flat, wave), displaced(layout, flat, wave).normals, atol=1e-5)
 
 
 def test_only_skin_moves(tiny):
