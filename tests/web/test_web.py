@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from fitting.animation import animate
 from fitting.export import write_head_glb
+from fitting.glb import WrinkleMap
 from fitting.glb_reader import read_glb
 from fitting.texture_map import model_texture
 from renderer.camera import Pinhole
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 PACKAGES = Path(os.environ.get("FACEFIT_NODE_MODULES", HERE))
 WIDTH, HEIGHT = 320, 400
 TIMES = np.array([0.0, 0.1, 0.35, 0.6])
+WRINKLES = (("brow", 32, {"browInnerUp": 1.0, "browOuterUpLeft": 0.5}), ("smile", 16, {"mouthSmileLeft": 0.75}))
 OPEN = np.array([0.0, 0.3, 1.0, 0.0])
 
 
@@ -67,7 +69,7 @@ def cameras():
 
 @pytest.fixture(scope="module")
 def files(head, cameras, tmp_path_factory):
-    """A still head and a moving one, with both maps."""
+    """A still head and a moving one, with all maps."""
     folder = tmp_path_factory.mktemp("web")
     identity = np.zeros(head.shape.rank, np.float32)
     texture = model_texture(head, np.zeros(head.albedo.rank, np.float32), 512)
@@ -79,7 +81,15 @@ def files(head, cameras, tmp_path_factory):
     motion = animate(head, TIMES, expression, cameras)
     write_head_glb(folder / "still.glb", head, identity, expression[1], texture, cameras[0])
     write_head_glb(
-        folder / "moving.glb", head, identity, None, texture, cameras[0], normal_map=relief, animation=motion
+        folder / "moving.glb",
+        head,
+        identity,
+        None,
+        texture,
+        cameras[0],
+        normal_map=relief,
+        wrinkle_maps=[WrinkleMap(name, relief[:size, :size], drivers) for name, size, drivers in WRINKLES],
+        animation=motion,
     )
     return folder
 
@@ -142,6 +152,11 @@ def test_three_js_loads_the_file_with_its_names_maps_and_clip(viewed, head):
     assert abs(clip["duration"] - TIMES[-1]) < 1e-6 and clip["tracks"] > 4
     assert all(colour for _, colour, _ in about["maps"])
     assert {material for material, _, relief in about["maps"] if relief} == {"skin"}
+
+
+def test_three_js_finds_the_wrinkle_maps_and_what_drives_them(viewed):
+    _, about = viewed
+    assert about["wrinkles"] == [list(wrinkle) for wrinkle in WRINKLES]
 
 
 def test_jaw_open_moves_the_mouth_and_nothing_above_the_brows(viewed, head, cameras):

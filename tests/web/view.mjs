@@ -53,10 +53,11 @@ try {
     found.push(count);
     await writeFile(join(out, `${step.name}.png`), Buffer.from(picture.split(",")[1], "base64"));
   }
-  const about = await page.evaluate(() => ({
+  const about = await page.evaluate(async () => ({
     names: window.viewer.names(),
     clips: window.viewer.clips(),
     maps: window.viewer.maps(),
+    wrinkles: await window.viewer.wrinkles(),
   }));
   console.log(JSON.stringify({ ...about, found, messages }));
 } finally {
