@@ -23,6 +23,7 @@ from jaxtyping import Float, Float32
 _LARGEST = 256 << 20  # bytes; the recogniser has 22 million
 _LONGEST_NAME = 100  # characters
 _MOST_LAYERS = 1000
+_LARGEST_PARAMETER = 1e6  # the recogniser's largest is 23
 
 
 class DlibFileError(ValueError):
@@ -78,7 +79,7 @@ class MetricNetwork(NamedTuple):
 
 
 def read_metric_network(path: str | Path) -> MetricNetwork:
-    """The network of a `.dat` file, whole: the parameters are finite, but nothing says that the layers fit together.
+    """The network of a `.dat` file, whole; nothing says yet that the layers fit together.
 
     Takes 0.1 s for the recogniser's 5.6 million weights. Raises DlibFileError if the file is something else, is
     damaged, is cut off or goes on behind its end.
@@ -96,9 +97,9 @@ def read_metric_network(path: str | Path) -> MetricNetwork:
         versions.append(version)
     stream.expect_name("input_rgb_image_sized", "an input of RGB pictures of one size")
     mean = np.array([stream.real() for _ in range(3)])
-    if not (np.isfinite(mean).all() and np.abs(mean).max() <= 255):
+    if not ((mean >= 0) & (mean <= 255)).all():
         stream.refuse(f"a mean colour of {mean}", "numbers of 0 to 255")
-    size = (stream.size(), stream.size())
+    size = stream.pair()
     layers = [_layer(stream)]
     stream.expect(1, "number of pictures for a sample")
     layers += [_layer(stream) if version == 2 else Plain("mark") for version in reversed(versions)]
@@ -126,25 +127,32 @@ class _Stream:
         self.position += count
         return self.data[start : self.position]
 
-    def integer(self) -> int:
-        control = self.take(1)[0]
-        count = control & 0x0F
-        if not 1 <= count <= 8 or control & 0x70:
-            self.refuse(f"{control:#04x} before an integer", "a sign and a count of 1 to 8 bytes")
-        magnitude = int.from_bytes(self.take(count), "little")
-        return -magnitude if control & 0x80 else magnitude
+    def integers(self, count: int) -> list[int]:
+        values = []
+        for _ in range(count):
+            control = self.take(1)[0]
+            size = control & 0x0F
+            if not 1 <= size <= 8 or control & 0x70:
+                self.refuse(f"{control:#04x} before an integer", "a sign and a count of 1 to 8 bytes")
+            magnitude = int.from_bytes(self.take(size), "little")
+            values.append(-magnitude if control & 0x80 else magnitude)
+        return values
 
-    def size(self) -> int:
-        value = self.integer()
-        if not 0 <= value <= _LARGEST:
-            self.refuse(f"a size of {value}", f"0 to {_LARGEST}")
-        return value
+    def integer(self) -> int:
+        return self.integers(1)[0]
+
+    def sizes(self, count: int) -> list[int]:
+        values = self.integers(count)
+        if min(values) < 0 or max(values) > _LARGEST:
+            self.refuse(f"sizes of {values}", f"0 to {_LARGEST}")
+        return values
 
     def pair(self) -> tuple[int, int]:
-        return self.size(), self.size()
+        first, second = self.sizes(2)
+        return first, second
 
     def real(self) -> float:
-        mantissa, exponent = self.integer(), self.integer()
+        mantissa, exponent = self.integers(2)
         special = {32000: math.inf, 32001: -math.inf, 32002: math.nan}.get(exponent)
         if special is not None:
             return special
@@ -168,18 +176,13 @@ class _Stream:
         if found != wanted:
             self.refuse(f"{found!r}", f"{wanted!r}, {what}")
 
-    def flag(self):
-        value = self.take(1)
-        if value not in (b"0", b"1"):
-            self.refuse(f"{value!r} for a flag", "'0' or '1'")
-
     def tensor(self) -> Float32[np.ndarray, "..."]:
         """The values in a row: the sizes say less than those of the views."""
         self.expect(2, "version of a tensor")
-        count = math.prod(self.size() for _ in range(4))
+        count = math.prod(self.sizes(4))
         values = np.frombuffer(self.take(4 * count), "<f4")
-        if not np.isfinite(values).all():
-            self.refuse("parameters that are not finite", "numbers")
+        if not np.abs(values).max(initial=0) <= _LARGEST_PARAMETER:  # nor NaN
+            self.refuse(f"parameters up to {np.abs(values).max()}", f"numbers of {_LARGEST_PARAMETER} at most")
         return values.astype(np.float32)
 
     def views(self, values: Float32[np.ndarray, "..."]) -> list[Float32[np.ndarray, "..."]]:
@@ -187,7 +190,7 @@ class _Stream:
         parts, start = [], 0
         for _ in range(2):
             self.expect(1, "version of a view")
-            shape = [self.size() for _ in range(4)]
+            shape = self.sizes(4)
             count = math.prod(shape)
             if count > len(values) - start:
                 self.refuse(f"a view of {count} numbers", f"at most {len(values) - start}")
@@ -208,8 +211,9 @@ def _layer(stream: _Stream) -> Layer:
     if name not in _READERS:
         stream.refuse(f"a layer {name!r}", f"one of {', '.join(_READERS)}")
     layer = _READERS[name](stream)
-    for _ in range(3):  # whether it was set up, and what is known of its gradient
-        stream.flag()
+    flags = stream.take(3)  # whether it was set up, and what is known of its gradient
+    if not set(flags) <= set(b"01"):
+        stream.refuse(f"{flags!r} for three flags", "'0' or '1'")
     for what in ("gradient by the input", "last output", "gradient by the parameters"):
         if stream.tensor().size:
             stream.refuse(f"a layer with its {what}", "a network that was cleaned before it was written")
@@ -218,7 +222,7 @@ def _layer(stream: _Stream) -> Layer:
 
 def _convolution(stream: _Stream) -> Convolution:
     values = stream.tensor()
-    shape = [stream.size() for _ in range(3)]
+    shape = stream.sizes(3)
     stride, padding = stream.pair(), stream.pair()
     weights, biases = stream.views(values)
     _learning_rates(stream)
@@ -229,16 +233,16 @@ def _convolution(stream: _Stream) -> Convolution:
 
 def _affine(stream: _Stream) -> Affine:
     gamma, beta = stream.views(stream.tensor())
-    stream.size()  # whether for channels or for pixels; the sizes tell, too
+    stream.integer()  # whether for channels or for pixels; the sizes tell, too
     if gamma.shape != beta.shape or gamma.size != math.prod(gamma.shape[1:2]):
         stream.refuse(f"factors {gamma.shape} and offsets {beta.shape}", "one of each for a channel")
     return Affine(gamma.ravel(), beta.ravel())
 
 
 def _dense(stream: _Stream) -> Dense:
-    outputs, inputs = stream.size(), stream.size()
+    outputs, inputs = stream.sizes(2)
     weights, biases = stream.views(stream.tensor())
-    stream.size()  # whether with biases
+    stream.integer()  # whether with biases
     _learning_rates(stream)
     if weights.size != inputs * outputs or biases.size:
         stream.refuse(f"{weights.size} weights and {biases.size} biases", f"{inputs} x {outputs} and none")

@@ -118,11 +118,11 @@ def chip_matrix(landmarks: Float[Array, "68 2"] | Float[np.ndarray, "68 2"]) -> 
     known, else the matrix is NaN. dlib's own corners differ by less than half a pixel of the chip: it rounds landmarks,
     and takes a pixel of the picture from the width.
     """
-    points = jnp.asarray(landmarks)[_ALIGNED]
+    points = jnp.asarray(landmarks)[ALIGNED]
     known = jnp.isfinite(points).all(axis=1)
     share = known / jnp.sum(known)
     seen = jnp.where(known[:, None], points, 0.0)
-    mean = jnp.asarray(_MEAN_FACE, seen.dtype)
+    mean = jnp.asarray(MEAN_FACE, seen.dtype)
     seen_centre, mean_centre = share @ seen, share @ mean
     (x, y), (u, v) = (seen - seen_centre).T, (mean - mean_centre).T
     size = share @ (u**2 + v**2)
@@ -266,7 +266,7 @@ def _single(values: np.ndarray) -> Float[Array, "..."]:
 def _cells(maps: Float[Array, "batch height width channel"]) -> Float[Array, "batch height2 width2 channel4"]:
     """Cells of 2 x 2 pixels as channels: a convolution of stride 2 becomes one of stride 1.
 
-    XLA differentiates those in two thirds of the time on CPUs. In the blocks, whose filters are small, it gains nothing.
+    XLA differentiates those in two thirds of the time on CPUs. In the blocks, with small filters, it gains nothing.
     """
     batch, height, width, channels = maps.shape
     cells = maps.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
@@ -297,7 +297,7 @@ def _halved(maps: Float[Array, "batch height width channel"]) -> Float[Array, "b
     return even.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
-def _grown(maps: Float[Array, "batch height width channel"], shape: tuple[int, ...]) -> Float[Array, "batch ? ? ?"]:
+def _grown(maps: Float[Array, "batch height width channel"], shape: tuple[int, ...]) -> Float[Array, "_ _ _ _"]:
     """Continued by zeros where the shape is larger, as dlib adds maps of different sizes and channels."""
     return jnp.pad(maps, [(0, max(0, wanted - have)) for wanted, have in zip(shape, maps.shape, strict=True)])
 
@@ -305,8 +305,8 @@ def _grown(maps: Float[Array, "batch height width channel"], shape: tuple[int, .
 _PADDING = 0.25  # around dlib's mean face, of its width
 # The 33 iBUG landmarks that dlib aligns, and where its mean face has them (x right, y down, 0 to 1 across the brows):
 # dlib/image_transforms/interpolation.h, here measured from the chips that dlib lays around moved landmarks.
-_ALIGNED = np.r_[27:55, 60:65]
-_MEAN_FACE = np.array(
+ALIGNED = np.r_[27:55, 60:65]
+MEAN_FACE = np.array(
     """
     0.490127 0.203352  0.490127 0.307009  0.490127 0.409805  0.490127 0.515625  0.366879 0.587326  0.426036 0.609345
     0.490127 0.628106  0.554217 0.609345  0.613373 0.587326  0.121737 0.216423  0.187122 0.178758  0.265825 0.179852
