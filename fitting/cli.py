@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from fitting.command import BAD_INPUT, FIT_FAILED, INTERRUPTED, SUCCESS, UsageError, stage
+from fitting.detail_command import train_detail
 from fitting.model_commands import model_app
 
 app = tyro.extras.SubcommandApp()
@@ -33,6 +34,9 @@ def fit(
     all_faces: bool = False,
     covered: bool = False,
     report: bool = False,
+    detail: Literal["none", "optimise", "network"] = "none",
+    refine: bool = False,
+    detail_weights: Path | None = None,
 ) -> int:
     """Fit the head model to one photo and write a riggable, textured head.
 
@@ -52,6 +56,10 @@ def fit(
         all_faces: Fit every detected face, largest first, into OUT/face_0, OUT/face_1, ...
         covered: Something covers a part of the face, such as a hand, a scarf or sunglasses: look for it, leave it out.
         report: Write report.html too: what the fit found, how it came there, which term moved which vertex.
+        detail: Wrinkles and folds that no coefficient says, as a displacement map: by shape from shading, or by the
+            network that ships with facefit, which also knows what expressions do to them. See docs/detail.md.
+        refine: Train the network on this photo for a moment.
+        detail_weights: Weights that `facefit train-detail` wrote. Default: those that ship with facefit.
     """
     began = time.perf_counter()
     from rich.console import Console
@@ -68,6 +76,7 @@ def fit(
         raise UsageError("--box states one face: it cannot be combined with --all-faces.")
     if landmarks is not None and (box is not None or all_faces):
         raise UsageError("--landmarks states one face: it cannot be combined with --box or --all-faces.")
+    _check_detail(detail, refine, detail_weights)
 
     import morphable
     from fitting.detection import Face, detect_faces
@@ -93,6 +102,7 @@ def fit(
             console.print("  it is cut by the photo's border: what lies outside is the model's guess")
     with stage(console, "loading the model"):
         fitter = Fitter(morphable.load(model))
+        network = _detail_network(detail, detail_weights, fitter.model)
     failed = False
     for index, face in enumerate(faces):
         target = out / f"face_{index}" if all_faces else out
@@ -105,6 +115,12 @@ def fit(
             console.print(
                 f"  {share:.0f} % of the face is covered" if result.labels.found else "  nothing covers the face"
             )
+        relief = None
+        if detail != "none" and result.result != "failed":
+            from fitting.detail_estimate import estimate_detail
+
+            with stage(console, f"detail: {detail}"):
+                relief = estimate_detail([result], [picture], detail, masks=[allowed], network=network, refine=refine)
         with stage(console, f"writing {target}"):
             options = {
                 "photo": str(photo),
@@ -112,10 +128,12 @@ def fit(
                 "landmarks": None if landmarks is None else str(landmarks),
                 "mask": None if mask is None else str(mask),
                 "focal_px": focal_px,
+                "detail": detail,
+                "refine": refine,
             }
             elapsed = time.perf_counter() - began
             detection = {"box": face.box, "truncated": face.truncated, "seconds_before_writing": elapsed}
-            save_results(target, result, picture, allowed, options, detection, report=report)
+            save_results(target, result, picture, allowed, options, detection, report=report, detail=relief)
         if result.result == "failed":
             failed = True
             console.print(f"[red]the fit failed[/red]: {result.reason}. Try --box, --landmarks or a larger image.")
@@ -366,6 +384,7 @@ def synthesize(
     return SUCCESS
 
 
+app.command(train_detail, name="train-detail")
 app.command(model_app, name="model", help="Morphable models: info, validate, convert, transfer, compare, ...")
 
 
@@ -549,6 +568,21 @@ def main(argv: list[str] | None = None) -> None:
         print("facefit: interrupted; unfinished results were removed", file=sys.stderr)
         sys.exit(INTERRUPTED)
     sys.exit(code or SUCCESS)
+
+
+def _check_detail(detail: str, refine: bool, weights: Path | None) -> None:
+    if refine and detail != "network":
+        raise UsageError(f"--refine: got it with --detail {detail}, expected it with --detail network.")
+    if weights is not None and detail != "network":
+        raise UsageError(f"--detail-weights: got them with --detail {detail}, expected them with --detail network.")
+
+
+def _detail_network(detail: str, weights: Path | None, model):
+    if detail != "network":
+        return None
+    from fitting.detail_checkpoint import load_network
+
+    return load_network(weights, model)
 
 
 def _parse_box(box: str | None) -> tuple[float, float, float, float] | None:

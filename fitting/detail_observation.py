@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
-from morphable.detail import UVSurface, detail_normals, uv_surface
 
 from fitting.fit import Fit
 from fitting.mesoscopic import plain_skin
 from fitting.observation import Photo
 from fitting.texture_map import SHADE_FLOOR, TextureLayout, observe_texels, texture_layout, usual_shade
+from morphable.detail import UVSurface, detail_normals, uv_surface
 from morphable.model import MorphableModel
 from renderer.delight import usable_shade
 from renderer.light import sh_basis

@@ -5,6 +5,7 @@ top left; OBJ wants it at the bottom left, and `write_obj` is the one place that
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import math
@@ -28,9 +29,10 @@ from fitting.observation import Photo
 from fitting.output import OutputError as OutputError
 from fitting.output import check_writable as check_writable
 from fitting.output import output_folder as output_folder
-from fitting.pictures import overlay, render_over_photo, turntable
+from fitting.pictures import detail_strip, overlay, render_over_photo, turntable
 from fitting.report import write_report
 from fitting.texture_map import face_texture
+from morphable.detail import Detail
 from morphable.model import MorphableModel
 
 FORMAT = "facefit-fit"
@@ -46,10 +48,11 @@ def save_results(
     detection: Mapping[str, Any] | None = None,
     texture_size: int = 1024,
     report: bool = False,
+    detail: Detail | None = None,
 ) -> None:
     """Write all results of one fit to the folder `out`, all of them or none; see `write_results`."""
     with output_folder(out) as folder:
-        write_results(folder, fit, photo, mask, settings, detection, texture_size, report)
+        write_results(folder, fit, photo, mask, settings, detection, texture_size, report, detail)
 
 
 def write_results(
@@ -61,12 +64,14 @@ def write_results(
     detection: Mapping[str, Any] | None = None,
     texture_size: int = 1024,
     report: bool = False,
+    detail: Detail | None = None,
 ) -> None:
     """Write fit.npz, fit.json, the meshes with their texture, head.glb and the pictures into an existing folder.
 
-    With `report` also report.html (`fitting.report`). `settings` and `detection` are what the caller wants to stand in
-    fit.json beside the fit's own. A fit whose vertices are not finite has nothing to show: only its numbers and record
-    are written.
+    With `report` also report.html (`fitting.report`); with `detail` the files of `fitting.detail_files`, detail.png
+    (the face without and with it), and head.glb has its normal and wrinkle maps. `settings` and `detection` are what
+    the caller wants to stand in fit.json beside the fit's own. A fit whose vertices are not finite has nothing to show:
+    only its numbers and record are written.
     """
     timings = {}
 
@@ -79,10 +84,13 @@ def write_results(
     arrays = fit_arrays([fit])
     np.savez_compressed(folder / "fit.npz", allow_pickle=False, **arrays)
     if np.isfinite(arrays["vertices"]).all() and np.isfinite(arrays["K"]).all():
-        texture = timed("texture", lambda: face_texture(fit, photo, texture_size, mask))
+        texture = timed("texture", lambda: face_texture(fit, photo, texture_size, mask, detail))
         timed("meshes", lambda: _write_meshes(folder, fit, arrays, texture))
-        timed("head.glb", lambda: _write_fitted_glb(folder / "head.glb", fit, texture))
-        pictures = {"render.png": render_over_photo, "overlay.png": overlay}
+        if detail is None:
+            timed("head.glb", lambda: _write_fitted_glb(folder / "head.glb", fit, texture))
+        else:
+            timed("detail", lambda: _write_detailed(folder, fit, photo, detail, texture))
+        pictures = {"render.png": functools.partial(render_over_photo, detail=detail), "overlay.png": overlay}
         for name, draw in pictures.items():
             timed(name, lambda draw=draw, name=name: _save_png(folder / name, draw(fit, photo, texture)))
         timed("turntable.png", lambda: _save_png(folder / "turntable.png", turntable(fit, texture)))
@@ -104,6 +112,24 @@ def _write_meshes(folder: Path, fit: Fit, arrays: Mapping[str, np.ndarray], text
 
 def _write_fitted_glb(path: Path, fit: Fit, texture: np.ndarray) -> None:
     write_head_glb(path, fit.person, fit.identity, fit.expression, texture, fit.camera)
+
+
+def _write_detailed(folder: Path, fit: Fit, photo: Photo, detail: Detail, texture: np.ndarray) -> None:
+    from fitting.detail_files import write_detail
+
+    pixel_mm = float(fit.camera.pose.translation()[2] / fit.camera.focal[0])
+    maps = write_detail(folder, fit.person, fit.identity, detail, texture, pixel_mm=pixel_mm)
+    write_head_glb(
+        folder / "head.glb",
+        fit.person,
+        fit.identity,
+        fit.expression,
+        texture,
+        fit.camera,
+        normal_map=maps.normal_map,
+        wrinkle_maps=maps.wrinkle_maps,
+    )
+    _save_png(folder / "detail.png", detail_strip(fit, photo, detail, texture))
 
 
 def _save_png(path: Path, pixels: UInt8[np.ndarray, "height width 3"]) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
@@ -13,11 +15,14 @@ from fitting.fit import Fit
 from fitting.observation import Photo
 from fitting.texture_map import solid_triangles
 from morphable.colour import linear_to_srgb, srgb_to_linear
+from morphable.detail import Detail, detail_normals, skin_vertices, uv_surface
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
+from morphable.uv import interpolate
 from renderer.camera import Pinhole
-from renderer.light import ambient_white, sh_basis
+from renderer.light import DirectionalLight, ambient_white, direction_from_angles, sh_basis
 from renderer.render import render
+from renderer.unwrap import texel_table
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -30,9 +35,12 @@ _RUNS = (range(0, 17), range(17, 22), range(22, 27), range(27, 31), range(31, 36
 _LOOPS = (range(36, 42), range(42, 48), range(48, 60), range(60, 68))
 
 
-def render_over_photo(fit: Fit, photo: Photo, texture: Picture) -> Picture:
-    """The fitted head alone, textured and lit as fitted, rendered over the photo at the photo's size."""
-    colour, coverage, (x0, y0, side) = _render_square(fit, texture)
+def render_over_photo(fit: Fit, photo: Photo, texture: Picture, detail: Detail | None = None) -> Picture:
+    """The fitted head alone, textured and lit as fitted, rendered over the photo at the photo's size.
+
+    With `detail`, `texture` is the one that its shading has been taken off.
+    """
+    colour, coverage, (x0, y0, side) = _render_square(fit, texture, detail)
     out = photo.pixels.copy()
     left, top = max(x0, 0), max(y0, 0)
     right, bottom = min(x0 + side, photo.width), min(y0 + side, photo.height)
@@ -60,6 +68,39 @@ def overlay(fit: Fit, photo: Photo, texture: Picture) -> Picture:
     for albedo, light in ((_linear(texture), fit.light), (_clay(texture), studio_light())):
         tiles.append(over(*_rendered(mesh, camera, light, albedo), crop))
     return sheet_of([tiles], ("photo", "landmarks", "fit over the photo", "shape over the photo"))
+
+
+def detail_strip(fit: Fit, photo: Photo, detail: Detail, texture: Picture) -> Picture:
+    """The face in the photo, its shape without and with detail under a lamp from the side, and all of it as fitted."""
+    size = _SIZES[0]
+    x0, y0, side = _head_box(fit, 0.9, neck=False)
+    box = (float(x0), float(y0), float(side), float(side))
+    crop, inside = photo.crop_srgb(box, size)
+    crop = np.where(inside[..., None], np.rint(255 * crop), PAPER).astype(np.uint8)
+    camera = fit.camera.crop(box, size, size)
+    mesh, relief = drawable(fit.model, fit.vertices), detail_normal_map(fit, detail)
+    raking = 0.25 * ambient_white() + DirectionalLight(direction_from_angles(-0.9, 0.5), 0.8 * jnp.ones(3)).harmonics()
+    tiles = [crop]
+    for albedo, light, normals in (
+        (_clay(texture), raking, None),
+        (_clay(texture), raking, relief),
+        (_linear(texture), fit.light, relief),
+    ):
+        tiles.append(over(*_rendered(mesh, camera, light, albedo, normals), crop))
+    return sheet_of([tiles], ("photo", "shape, side light", f"with detail ({detail.method})", "with detail, as fitted"))
+
+
+def detail_normal_map(fit: Fit, detail: Detail, size: int = 512) -> Float[np.ndarray, "{size} {size} 3"]:
+    """Unit normals (head space) of a fit's surface with its detail by uv, for `render`; 0 off the skin."""
+    moving = skin_vertices(fit.model).astype(np.float32)
+    return np.asarray(_detail_normals(fit.mesh, detail.at(jnp.asarray(fit.expression)), jnp.asarray(moving), size))
+
+
+@eqx.filter_jit
+def _detail_normals(mesh: Mesh, displacement, moving, size: int):
+    table = texel_table(mesh.uv, mesh.triangles, size)
+    normals = detail_normals(uv_surface(mesh, table), jax.image.resize(displacement, (size, size), "cubic"))
+    return normals * interpolate(moving[:, None], mesh.triangles, *table)
 
 
 def turntable(fit: Fit, texture: Picture, yaws: Sequence[float] = (-80.0, -40.0, 0.0, 40.0, 80.0)) -> Picture:
@@ -93,12 +134,13 @@ def portraits(
     Image.fromarray(sheet_of(rows, ("",) * across)).save(path)
 
 
-def _render_square(fit: Fit, texture: Picture):
+def _render_square(fit: Fit, texture: Picture, detail: Detail | None = None):
     """Premultiplied linear colour and coverage of the head in an integer box (x0, y0, side) of the photo."""
     x0, y0, side = _head_box(fit, 1.02)
     size = next((s for s in _SIZES if s >= side), _SIZES[-1])
     camera = fit.camera.crop((float(x0), float(y0), float(side), float(side)), size, size)
-    colour, coverage = _rendered(drawable(fit.model, fit.vertices), camera, fit.light, _linear(texture))
+    relief = None if detail is None else detail_normal_map(fit, detail)
+    colour, coverage = _rendered(drawable(fit.model, fit.vertices), camera, fit.light, _linear(texture), relief)
     layers = np.concatenate([colour, coverage[..., None]], axis=2)
     if size != side:
         # Each pixel of the photo averages the rendered ones under it; when enlarging, bicubic.
@@ -134,9 +176,10 @@ def drawable(model: MorphableModel, vertices) -> Mesh:
     return Mesh(jnp.asarray(vertices), jnp.asarray(solid_triangles(model)), model.uv)
 
 
-def _rendered(mesh: Mesh, camera: Pinhole, light, albedo):
+def _rendered(mesh: Mesh, camera: Pinhole, light, albedo, normals=None):
     """Premultiplied linear colour and coverage."""
-    picture = render(mesh, camera, jnp.asarray(light, jnp.float32), albedo, samples=2)
+    relief = None if normals is None else jnp.asarray(normals)
+    picture = render(mesh, camera, jnp.asarray(light, jnp.float32), albedo, samples=2, normal_map=relief)
     return np.asarray(picture.colour), np.asarray(picture.coverage)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -23,6 +24,7 @@ from scipy.spatial import KDTree
 from fitting.fit import Fit
 from fitting.observation import Photo, crop
 from morphable.colour import linear_to_srgb
+from morphable.detail import Detail, detail_normals, uv_surface
 from morphable.mesh import Mesh, unit
 from morphable.model import MorphableModel
 from morphable.uv import interpolate
@@ -86,15 +88,20 @@ class View(NamedTuple):
 
 
 def face_texture(
-    fit: Fit, photo: Photo, size: int = 1024, mask: Bool[np.ndarray, "height width"] | None = None
+    fit: Fit,
+    photo: Photo,
+    size: int = 1024,
+    mask: Bool[np.ndarray, "height width"] | None = None,
+    detail: Detail | None = None,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Diffuse colour (sRGB-encoded) of the fitted head, from the photo where it shows the skin well.
 
     Texels seen at a slant, near an outline, behind something or outside `mask` (true where the photo may be used) are
     filled from the other side of the face, then by continuing the colours around them. Eyes, teeth, tongue and lashes
-    are the model's, the eyes as bright as in the photo.
+    are the model's, the eyes as bright as in the photo. With `detail`, its shading is taken off, too: a renderer that
+    shows the detail would else show it twice.
     """
-    return person_texture([fit], [photo], size, [mask])
+    return person_texture([fit], [photo], size, [mask], detail)
 
 
 def person_texture(
@@ -102,13 +109,14 @@ def person_texture(
     photos: Sequence[Source],
     size: int = 1024,
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
+    detail: Detail | None = None,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Diffuse colour (sRGB-encoded) of a person's head from several photos; `face_texture` says how gaps are filled.
 
     `fits` have one identity and albedo (`fitting.multi_image.fit_together`) and one photo each, which may be given as
     a callable that reads it. At most the 16 photos that together show the head best are read.
     """
-    layout, blend = blend_photos(fits, photos, size, masks)
+    layout, blend = blend_photos(fits, photos, size, masks, detail)
     return _finish(photographed_colour(layout, blend), layout.valid)
 
 
@@ -124,6 +132,7 @@ def blend_photos(
     photos: Sequence[Source],
     size: int = 1024,
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
+    detail: Detail | None = None,
 ) -> tuple[TextureLayout, Blend]:
     """The layout of a person's map, and what the photos show in common; see `person_texture`."""
     masks = [None] * len(fits) if masks is None else list(masks)
@@ -138,7 +147,7 @@ def blend_photos(
     for k in chosen:
         source = photos[k]
         photo = source() if callable(source) else source
-        seen.append(observe_texels(fits[k], photo, layout, masks[k]))
+        seen.append(observe_texels(fits[k], photo, layout, masks[k], detail=detail))
     worth = _worth([fits[k] for k in chosen], seen)
     return layout, _blend(chosen, [ratio for ratio, _ in seen], [trust for _, trust in seen], worth, layout)
 
@@ -205,11 +214,15 @@ def _skin(model: MorphableModel) -> Bool[np.ndarray, " vertex"]:
     return np.asarray(model.part_of_vertex) == model.part_names.index("skin")
 
 
-def _shade(fit: Fit, mesh: Mesh, layout: TextureLayout) -> ColourMap:
+def _shade(fit: Fit, mesh: Mesh, layout: TextureLayout, detail: Detail | None) -> ColourMap:
     """What light the fit expects on each texel, usable to divide by."""
     normals = mesh.normals @ fit.camera.rotation.T
     light, usual, size = jnp.asarray(fit.light), usual_shade(fit, mesh), len(layout.valid)
     shade = np.asarray(_texel_shade(normals, fit.model.uv, fit.model.triangles, light, jnp.asarray(usual), size))
+    if detail is not None:
+        displacement = detail.at(jnp.asarray(fit.expression))
+        change = _shade_change(mesh, displacement, fit.camera.rotation, light, jnp.asarray(usual), size)
+        shade = shade * np.asarray(change)
     return _flattened(shade, layout.masks["scalp"], float(usual.mean()))
 
 
@@ -229,6 +242,18 @@ def _texel_shade(normals: Float[Array, "vertex 3"], uv, triangles, light, usual:
     """
     flat = interpolate(normals, triangles, *texel_table(uv, triangles, size))
     return usable_shade(sh_basis(unit(flat)) @ light, usual, SHADE_FLOOR)
+
+
+@eqx.filter_jit
+def _shade_change(mesh: Mesh, displacement: Float[Array, "texel texel"], rotation, light, usual, size: int):
+    """The factor by which a displacement changes the shade of each texel."""
+    surface = uv_surface(mesh, texel_table(mesh.uv, mesh.triangles, size))
+    fine = jax.image.resize(displacement, (size, size), "cubic")
+
+    def shade(normals):
+        return usable_shade(sh_basis(normals @ rotation.T) @ light, usual, SHADE_FLOOR)
+
+    return shade(detail_normals(surface, fine)) / shade(surface.normals)
 
 
 def usual_shade(fit: Fit, mesh: Mesh) -> Float[np.ndarray, "3"]:
@@ -262,6 +287,7 @@ def observe_texels(
     layout: TextureLayout,
     mask: Bool[np.ndarray, "height width"] | None = None,
     crop_size: int = _CROP,
+    detail: Detail | None = None,
 ) -> tuple[ColourMap, Map]:
     """Logarithm of what the photo shows over what the fit predicts, and how far it can be trusted (0 to 1).
 
@@ -293,7 +319,7 @@ def observe_texels(
     layers = np.concatenate([picture, gauges], axis=2)
     unwrapped, cosine = (np.asarray(a) for a in unwrap(jnp.asarray(layers), bare, camera, size))
     colour, gauges = unwrapped[..., :3], unwrapped[..., 3:]
-    ratio = np.log((colour + _DARK) / (layout.plain * _shade(fit, mesh, layout) + _DARK))
+    ratio = np.log((colour + _DARK) / (layout.plain * _shade(fit, mesh, layout, detail) + _DARK))
     ratio = np.where(cosine[..., None] > 0, ratio, 0.0)
     trust = _step(cosine, 0.2, 0.65) * _step(gauges[..., 0], 0.9, 1.0) * gauges[..., 1] * layout.near_face
     return ratio, (trust * _looks_like_skin(ratio, trust, gauges[..., 2], layout)).astype(np.float32)

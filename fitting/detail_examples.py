@@ -1,0 +1,168 @@
+"""What the detail network learns from: photos of people, fitted and laid out, synthetic ones beside their truth.
+
+A person is a file of two or more examples, so that a code learned from one photo can be asked for another. Synthetic
+people are drawn by `fitting.synthesis` with the relief of `fitting.skin_relief`, and go the whole way of a user's
+photo: eight bits, JPEG, landmarks that are off, and facefit's own fit, whose errors the network has to live with.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, UInt8
+from scipy.ndimage import gaussian_filter
+
+from fitting.detail_network import input_maps, tangent_frame
+from fitting.detail_observation import DetailObservation, detail_region, observe
+from fitting.fit import Fit, Fitter
+from fitting.identity_network import CHIP, chip_matrix, chip_taps, cut_chip
+from fitting.observation import Photo
+from fitting.skin_relief import Relief
+from fitting.synthesis import SynthesisSettings, synthesize
+from fitting.texture_map import solid_triangles
+from morphable.uv import interpolate, sample_texture
+from renderer.rasterize import barycentrics, rasterize
+
+_LANDMARK_NOISE_PX = 1.5  # of a 512 px photo: detectors' random part, apart from their conventions
+_BASE_TEXELS = 4.0  # deviation of the blur that leaves a photo's colours without fine pattern
+
+
+class Example(NamedTuple):
+    """One photo as the training wants it, or several with a leading axis; arrays of NumPy or JAX."""
+
+    maps: Float[Any, "*batch size size 15"]  # `detail_network.input_maps`
+    frame: Float[Any, "*batch size size 3"]  # `detail_network.tangent_frame`
+    base: Float[Any, "*batch size size 3"]  # logarithm of the photo's colour without its fine pattern
+    identity: Float[Any, "*batch identity"]  # the fit's, standard deviations
+    expression: Float[Any, "*batch unit"]  # the fit's
+    known: Float[Any, "*batch"]  # 1 where the truth is known
+    truth: Float[Any, "*batch size size"]  # mm, zeros where it is not known
+    wrinkles: Float[Any, "*batch group half half"]  # mm that each group of wrinkles adds; at half the size
+    drivers: Float[Any, "*batch group unit"]
+    true_expression: Float[Any, "*batch unit"]
+    chip: UInt8[Any, "*batch 150 150 3"]  # the photo, aligned for the identity network
+    chip_uv: Float[Any, "*batch 150 150 2"]  # which place of the map each of its pixels shows
+    chip_share: Float[Any, "*batch 150 150"]  # 1 where that is skin with relief
+
+
+def example(fit: Fit, photo: Photo, size: int, mask=None, region=None, relief: Relief | None = None, expression=None):
+    """A fitted photo as an example; with `relief` and the true `expression`, of known truth."""
+    region = detail_region(fit.model, size) if region is None else region
+    observation = observe(fit, photo, size, mask, region=region)
+    maps, frame, base = (np.asarray(x) for x in _maps(observation))
+    units = len(fit.expression)
+    groups, half = (0, size // 2) if relief is None else (len(relief.wrinkles), size // 2)
+    truth, wrinkles = np.zeros((size, size)), np.zeros((groups, half, half))
+    drivers, true = np.zeros((groups, units)), np.zeros(units)
+    if relief is not None:
+        true = np.asarray(expression)
+        truth = averaged(np.asarray(relief.displacement(jnp.asarray(true))), size) * region
+        wrinkles = averaged(np.asarray(relief.wrinkles), half)
+        drivers = np.asarray(relief.drivers)
+    chip, chip_uv, chip_share = _chip(fit, photo, region)
+    return Example(
+        maps=maps.astype(np.float16),
+        frame=frame.astype(np.float16),
+        base=_without_pattern(base, maps[..., 6]).astype(np.float16),
+        identity=fit.identity.astype(np.float32),
+        expression=fit.expression.astype(np.float32),
+        known=np.float32(relief is not None),
+        truth=truth.astype(np.float16),
+        wrinkles=wrinkles.astype(np.float16),
+        drivers=drivers.astype(np.float32),
+        true_expression=true.astype(np.float32),
+        chip=chip,
+        chip_uv=chip_uv.astype(np.float32),
+        chip_share=chip_share.astype(np.float16),
+    )
+
+
+@eqx.filter_jit
+def _maps(observation: DetailObservation):
+    colour = jnp.log(jnp.maximum(observation.colour, 1e-3))
+    return input_maps(observation), tangent_frame(observation)[1], colour
+
+
+def _without_pattern(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    share = gaussian_filter(weight, _BASE_TEXELS)[..., None]
+    smooth = gaussian_filter(colour * weight[..., None], (_BASE_TEXELS, _BASE_TEXELS, 0)) / np.maximum(share, 1e-3)
+    return np.where(share > 1e-2, smooth, colour)
+
+
+def averaged(maps: np.ndarray, size: int) -> np.ndarray:
+    """Maps (last two axes) reduced to size x size by means of blocks."""
+    factor = maps.shape[-1] // size
+    if factor * size != maps.shape[-1]:
+        raise ValueError(f"averaged: got maps of {maps.shape[-1]} texels, expected a multiple of {size}.")
+    return maps.reshape(*maps.shape[:-2], size, factor, size, factor).mean(axis=(-3, -1))
+
+
+def _chip(fit: Fit, photo: Photo, region) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The photo's aligned chip, the uv that each of its pixels shows, and how much of it is skin with relief."""
+    matrix = np.asarray(chip_matrix(fit.landmarks2d))
+    corners = np.array([[0, 0], [CHIP, 0], [0, CHIP], [CHIP, CHIP]]) @ matrix[:, :2].T + matrix[:, 2]
+    low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 1, 0, [photo.width - 1, photo.height - 1])
+    high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, low + 1, [photo.width, photo.height])
+    part = photo.pixels[low[1] : high[1], low[0] : high[0]]
+    # Pictures of many sizes would be as many programs: this one is cut to a fixed size first.
+    side = int(2 ** np.ceil(np.log2(max(part.shape[:2]))))
+    padded = np.zeros((side, side, 3), np.float32)
+    padded[: part.shape[0], : part.shape[1]] = part
+    moved = matrix - np.array([[0, 0, low[0]], [0, 0, low[1]]])
+    chip = np.asarray(_cut(jnp.asarray(padded), jnp.asarray(moved, jnp.float32), chip_taps(matrix)))
+    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
+    mesh = fit.mesh
+    uv, share = _chip_uv(
+        jnp.asarray(np.asarray(fit.camera.project(mesh.vertices)) @ inverse[:, :2].T + inverse[:, 2], jnp.float32),
+        fit.camera.to_camera(mesh.vertices)[:, 2],
+        jnp.asarray(solid_triangles(fit.model)),
+        fit.model.uv,
+        jnp.asarray(region, jnp.float32),
+    )
+    return np.rint(np.clip(chip, 0, 255)).astype(np.uint8), np.asarray(uv), np.asarray(share)
+
+
+_cut = eqx.filter_jit(cut_chip)
+
+
+@eqx.filter_jit
+def _chip_uv(pixels, depth, triangles, uv, region):
+    ids = rasterize(pixels, depth, triangles, CHIP, CHIP)
+    found = interpolate(uv, triangles, ids, barycentrics(pixels, depth, triangles, ids))
+    return found, jnp.where(ids >= 0, sample_texture(region[..., None], found)[..., 0], 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------ people
+
+
+def synthetic_person(fitter: Fitter, seed: int, photos: int, size: int, settings: SynthesisSettings, region=None):
+    """Examples of one random person; photos whose fit failed are left out."""
+    made, first = [], None
+    for k in range(photos):
+        # Seeds of the photos of one person lie a billion apart, so that no two people share a photo's scene.
+        synthetic = synthesize(fitter.model, seed + 1_000_000_000 * k, settings, first)
+        first = synthetic.scene if first is None else first
+        fit = fitter.fit(synthetic.photo, synthetic.as_face(_LANDMARK_NOISE_PX, seed + k))
+        if fit.result == "failed":
+            continue
+        made.append(
+            example(fit, synthetic.photo, size, None, region, synthetic.scene.relief, synthetic.truth.expression)
+        )
+    return made
+
+
+def save_person(path: Path, examples: Sequence[Example]) -> None:
+    """Write one person's examples as a plain .npz: read at once, not unpacked."""
+    stacked = Example(*(np.stack(values) for values in zip(*examples, strict=True)))
+    part = path.with_suffix(".part.npz")
+    np.savez(part, allow_pickle=False, **stacked._asdict())
+    part.replace(path)
+
+
+def read_person(path: Path) -> Example:
+    """One person's examples, stacked."""
+    with np.load(path, allow_pickle=False) as stored:
+        return Example(*(stored[name] for name in Example._fields))
