@@ -1,13 +1,13 @@
-"""Random skin: wrinkles that follow anatomy, age and expression; pores, bumps and moles; and spots that are only colour.
+"""Random skin: wrinkles by anatomy, age and expression; pores, bumps and moles; and spots that are only colour.
 
-A relief is a displacement of the head's surface in mm (outwards) on the model's UV map, with a static part and one map
-for each group of wrinkles that expressions deepen, and a factor on the albedo. It is what a network of detail is trained
-on, so its laws are those of skin rather than of pictures: a wrinkle is a groove between raised shoulders and keeps the
-skin's volume; the same lines that an expression folds are those that stay when one grows old (Piérard et al. 2003, "From
-the skin microrelief to wrinkles"); most dark spots have no height at all.
+A relief is a displacement of the head's surface in mm (outwards) on the model's UV map, with a static part and a map
+for each group of wrinkles that expressions deepen, and a factor on the albedo. It is what a network of detail is
+trained on, so its laws are those of skin rather than of pictures: a wrinkle is a groove between raised shoulders and
+keeps the skin's volume; the lines that an expression folds are those that stay when one grows old; most dark spots have
+no height at all.
 
-Where lines run is written once, on a reference face (`_FAMILIES`); a model's landmarks say how its face is warped to that
-one. The names of lines are those of Lemperle et al. 2001, "A classification of facial wrinkles".
+Where lines run is written once, on a reference face (`_FAMILIES`); a model's landmarks say how its face is warped to
+that one. The names of lines are those of Lemperle et al. 2001, "A classification of facial wrinkles".
 """
 
 import math
@@ -43,7 +43,8 @@ _REFERENCE = {
 }  # fmt: skip
 
 _SIDES = ("Left", "Right")
-Curve = tuple[tuple[float, float], ...]  # points (x, y) on the reference face, mm
+Point = tuple[float | int, float | int]  # x and y on the reference face, mm
+Curve = tuple[Point, ...]
 
 
 class Family(NamedTuple):
@@ -64,7 +65,7 @@ class Family(NamedTuple):
     frequent: float = 0.8  # share of people of whom one sees them
 
 
-def _sweep(count: int, *ends: tuple[tuple[float, float], tuple[float, float]]) -> tuple[Curve, ...]:
+def _sweep(count: int, *ends: tuple[Point, Point]) -> tuple[Curve, ...]:
     """Curves whose points go evenly from the first to the last, one pair for each point of a curve."""
     steps = np.linspace(0, 1, count)
     return tuple(
@@ -163,8 +164,8 @@ _LINES_OF_THE_MIDDLE = ("forehead", "nasal_root", "mentolabial")
 # Lines across the forehead fold where the muscle below them pulls.
 _FOREHEAD = (
     ("forehead_middle", "middle", {"browInnerUp": 1.0}),
-    ("forehead_left", "left", {"browOuterUpLeft": 1.0, "browInnerUp": 0.25}),
-    ("forehead_right", "right", {"browOuterUpRight": 1.0, "browInnerUp": 0.25}),
+    ("forehead_left", "left", {"browOuterUpLeft": 1.0, "browInnerUp": 0.35}),
+    ("forehead_right", "right", {"browOuterUpRight": 1.0, "browInnerUp": 0.35}),
 )
 # The mentalis folds no lines: the chin looks like the peel of an orange.
 _CHIN_DRIVERS = {"mouthShrugLower": 1.0, "mouthPucker": 0.4, "mouthFrown": 0.3}
@@ -177,6 +178,7 @@ class Lines(eqx.Module):
     twin: Int[Array, " line"]  # the line whose mirror image it is, or itself
     leading: Bool[Array, " line"]  # whether it is its family's first, which nobody with the family lacks
     length: Float[Array, " line"]  # mm
+    bends: Float[Array, "line 3 point"]  # ways in which the lines of a family bend together: shift, tilt, arch
     line: Int[Array, " pair"]
     texel: Int[Array, " pair"]  # of the layout
     sheet: Int[Array, " pair"]  # the map that the line is drawn on: one for each family and side
@@ -241,12 +243,12 @@ class Relief(eqx.Module):
 
     @property
     def wrinkle_mask(self) -> Bool[Array, "size size"]:
-        """Where an expression can change the relief by more than 0.02 mm."""
-        return jnp.max(jnp.abs(self.wrinkles), axis=0, initial=0.0) > 0.02
+        """Where expressions could change the relief by more than 0.02 mm."""
+        return jnp.sum(jnp.abs(self.wrinkles), axis=0) > 0.02
 
 
 def activations(drivers: Float[Array, "group unit"], expression: Float[Array, " unit"]) -> Float[Array, " group"]:
-    """How far each group of wrinkles is folded, in [0, 1]: the driving weights' sum, as in `morphable.detail.Detail`."""
+    """How far each group of wrinkles is folded, in [0, 1]: the driving weights' sum, as in `detail.Detail`."""
     return jnp.clip(drivers @ jnp.clip(expression, 0.0, 1.0), 0.0, 1.0)
 
 
@@ -254,7 +256,7 @@ def activations(drivers: Float[Array, "group unit"], expression: Float[Array, " 
 
 _POINTS = 20  # of a line
 # Wavelengths of noise, and how its amplitude falls with the frequency.
-_BANDS = ((12.0, 45.0, 1.5), (4.0, 12.0, 1.0), (0.0, 4.0, 0.5))
+_BANDS = ((13.0, 45.0, 2.0), (4.0, 12.0, 1.2), (0.0, 4.0, 0.5))
 _STREAM_MM = 6.0  # to either side
 _SHOULDER = 3.0  # widths of the groove that the raised skin around it is wide
 # The chart of noise: directions from a point in the head, at distances as on a ball, in the plane. It stretches the
@@ -286,7 +288,7 @@ def relief_layout(model: MorphableModel, size: int) -> ReliefLayout:
     lines, streamlines = _lay_lines(courses, points, normals, texels, listed, texel_mm)
     points, normals, skin, face = (a.reshape(size * size, -1)[texels] for a in (points, normals, skin, face))
     skin, face, (x, y) = skin[:, 0], face[:, 0], points[:, :2].T
-    left, middle = np.clip(0.5 + x / 20, 0, 1), np.exp(-((x / 24) ** 2))
+    left, middle = np.clip(0.5 + x / 20, 0, 1), np.exp(-((x / 20) ** 2))
     shares = {"all": skin, "middle": skin * middle, "left": skin * (1 - middle) * left}
     shares |= {"right": skin * (1 - middle) * (1 - left)}
     cells = math.ceil(_CHART_MM / texel_mm / 2) * 2
@@ -337,8 +339,9 @@ def _texel_mm(points: Float[np.ndarray, "size size 3"], valid: Bool[np.ndarray, 
     return float(np.clip(np.median(step[both]), 0.1, 20.0)) if both.any() else 280.0 / len(points)
 
 
-def _smoothstep(values, low: float, high: float):
-    t = np.clip((values - low) / (high - low), 0.0, 1.0)
+def _smoothstep(values, low, high):
+    """From 0 to 1 between two values, with level ends."""
+    t = ((values - low) / (high - low)).clip(0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
@@ -392,7 +395,7 @@ def _skin(model: MorphableModel, table: TexelTable, points, normals, texel_mm: f
 
     def faded(amount):
         # Of what is seen only the face itself, not its fringes; eroded and smoothed, it leaves no edge in the relief.
-        parts = label(amount > 0.5)[0]
+        parts, _ = label(amount > 0.5)  # pyright: ignore[reportGeneralTypeIssues]
         largest = np.argmax(np.bincount(parts[parts > 0], minlength=1)) if parts.any() else 0
         kept = (parts == largest) & (parts > 0)
         return _smoothstep(gaussian_filter(amount * kept, 1.5 / texel_mm), 0.55, 0.95)
@@ -454,6 +457,7 @@ class _Course(NamedTuple):
     side: float  # 1, or -1 for a mirror image
     twin: int
     leading: bool
+    middle: bool
 
 
 def _courses() -> list[_Course]:
@@ -467,18 +471,19 @@ def _courses() -> list[_Course]:
             along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(given, axis=0), axis=1))])
             spline = make_interp_spline(along, given, k=min(3, len(given) - 1))
             points, twin = spline(np.linspace(0, along[-1], _POINTS)), len(courses)
-            courses.append(_Course(index, points, 1.0, twin, order == 0))
-            if family.name not in _LINES_OF_THE_MIDDLE:
-                courses.append(_Course(index, points * [-1.0, 1.0], -1.0, twin, order == 0))
+            middle = family.name in _LINES_OF_THE_MIDDLE
+            courses.append(_Course(index, points, 1.0, twin, order == 0, middle))
+            if not middle:
+                courses.append(_Course(index, points * [-1.0, 1.0], -1.0, twin, order == 0, middle))
     return courses
 
 
 def _lay_lines(courses: list[_Course], points, normals, texels, listed, texel_mm: float):
     """Lines lifted onto the surface, with the texels around each; and the skin's fine lines through every texel."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     surface, facing = points.reshape(-1, 3)[texels], normals.reshape(-1, 3)[texels]
-    tree, plan = cKDTree(surface), cKDTree(surface[:, :2])
+    tree, plan = KDTree(surface), KDTree(surface[:, :2])
     lifted, pairs = [], []
     for number, course in enumerate(courses):
         family = _FAMILIES[course.family]
@@ -509,12 +514,18 @@ def _lay_lines(courses: list[_Course], points, normals, texels, listed, texel_mm
         sheet = 2 * course.family + (course.side < 0)
         shape = np.full(kept.sum(), number), around[kept], np.full(kept.sum(), sheet)
         pairs.append((*shape, along[kept], aside[kept], across[best[kept], :2]))
+    bends = []
+    for course in courses:
+        # Lines across the middle bend by where they are: long and short ones must not cross.
+        t = course.points[:, 0] / 50 if course.middle else np.linspace(-1, 1, _POINTS)
+        bends.append(np.stack([np.ones(_POINTS), t, 1 - t**2]))
     line, texel, sheet, along, aside, across = (np.concatenate(part) for part in zip(*pairs, strict=True))
     lines = Lines(
         family=jnp.asarray([course.family for course in courses], jnp.int32),
         twin=jnp.asarray([course.twin for course in courses], jnp.int32),
         leading=jnp.asarray([course.leading for course in courses]),
         length=jnp.asarray([np.linalg.norm(np.diff(k, axis=0), axis=1).sum() for k in lifted], jnp.float32),
+        bends=jnp.asarray(np.stack(bends), jnp.float32),
         line=jnp.asarray(line, jnp.int32),
         texel=jnp.asarray(texel, jnp.int32),
         sheet=jnp.asarray(sheet, jnp.int32),
@@ -527,12 +538,12 @@ def _lay_lines(courses: list[_Course], points, normals, texels, listed, texel_mm
 
 def _streamlines(lines, points, texels, listed, texel_mm: float) -> Int[np.ndarray, "step texel"]:
     """For each texel, those along the skin's fine lines through it: parallel to the nearest wrinkles."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     size, surface = len(points), points.reshape(-1, 3)[texels]
     tangent = np.gradient(lines.reshape(-1, _POINTS, 3), axis=1).reshape(-1, 3)
     tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-9)
-    away, near = cKDTree(lines).query(surface, k=24)
+    away, near = KDTree(lines).query(surface, k=24)
     weight = 1.0 / (away**2 + 9.0)
     # Directions have no sign: the mean is the largest eigenvector of t t^T.
     tensor = np.einsum("pk,pki,pkj->pij", weight, tangent[near], tangent[near])
@@ -583,7 +594,7 @@ def _bands(cells: int) -> list[Float[np.ndarray, "row column"]]:
     return spectra
 
 
-def _blob(x0: float, y0: float, wide: float, high: float):
+def _blob(x0, y0, wide, high):
     """1 at a point of the reference face and its mirror image, falling off as a Gaussian."""
     return lambda x, y: np.exp(-0.5 * (((np.abs(x) - x0) / wide) ** 2 + ((y - y0) / high) ** 2))
 
@@ -599,7 +610,9 @@ def _beard(x, y):
 
 _PLACES = {
     "pores": lambda x, y: (
-        0.3 + 0.7 * _most(_blob(0, -34, 14, 14), _blob(24, -28, 13, 12), _blob(0, -98, 16, 12), _blob(0, 45, 18, 20))(x, y)
+        0.3 + 0.7 * _most(
+            _blob(0, -34, 14, 14), _blob(24, -28, 13, 12), _blob(0, -98, 16, 12), _blob(0, 45, 18, 20)
+        )(x, y)
     ),
     "crepe": lambda x, y: (
         0.35 + 0.65 * _most(_blob(42, -14, 16, 10), _blob(50, -60, 14, 25), _blob(0, -54, 18, 5))(x, y)
@@ -715,7 +728,7 @@ def draw_relief(layout: ReliefLayout, key: Key[Array, ""]) -> Relief:
 
     # The shape that principal components average away: nearly as symmetric as faces are.
     shape = 0.75 * math.sqrt(0.5) * (broad[2] + broad[2][layout.mirror]) + 0.66 * broad[3]
-    shape = (0.25 + 0.4 * person[1]) * shape
+    shape = (0.2 + 0.4 * person[1]) * shape
     lumps = (0.01 + 0.03 * person[2] ** 2 + 0.03 * age**2) * medium[0]
     # Pores are pits, and so are the fine creases of old skin, which run along its lines.
     pores = (0.004 + 0.03 * person[3] ** 2) * _pitted(fine[0], 0.6) * places["pores"]
@@ -727,10 +740,10 @@ def draw_relief(layout: ReliefLayout, key: Key[Array, ""]) -> Relief:
     chin = (0.08 + 0.2 * person[5]) * (0.4 + 0.6 * age) * _pitted(medium[1], 0.3) * places["chin"]
     wrinkles = jnp.concatenate([sheets, chin[None]])[layout.sheets] * layout.shares[layout.share_of]
 
-    blood = blood + (0.08 + 0.12 * person[6]) * medium[2] + (0.1 + 0.3 * person[7]) * broad[4]
-    blood = blood + 1.2 * person[8] ** 2 * places["flush"] * (1.0 + 0.4 * broad[5])
-    melanin = melanin + 0.06 * person[9] * medium[3] + (0.03 + 0.1 * person[10]) * broad[6]
-    melanin = melanin + 0.25 * person[11] ** 2 * places["shadow"] + 0.02 * fine[2]
+    blood = blood + (0.03 + 0.07 * person[6] ** 2) * medium[2] + (0.04 + 0.1 * person[7] ** 2) * broad[4]
+    blood = blood + 0.7 * person[8] ** 3 * places["flush"] * (1.0 + 0.3 * broad[5])
+    melanin = melanin + (0.01 + 0.04 * person[9] ** 2) * medium[3] + (0.01 + 0.05 * person[10] ** 2) * broad[6]
+    melanin = melanin + 0.25 * person[11] ** 2 * places["shadow"] + (0.008 + 0.015 * person[14]) * fine[2]
     bearded = jnp.where(person[12] < 0.4, 0.05 + 0.5 * person[13] ** 2, 0.0)
     stubble = bearded * places["beard"] * jnp.clip(1.0 + 0.3 * fine[2] + 0.25 * medium[3], 0.0, 2.0)
     pigments = jnp.stack([blood, melanin, stubble])
@@ -797,21 +810,22 @@ def _draw_lines(layout: ReliefLayout, key: Key[Array, ""], age, warp: Float[Arra
 
     # Each line's way, as an offset to its left, and its depth along it; a short line bends less than a long one.
     t = np.linspace(0, 1, _POINTS, dtype=np.float32)
-    bends = jnp.asarray(np.stack([np.ones_like(t), 2 * t - 1, 1 - (2 * t - 1) ** 2]))
+    bends = jnp.asarray(np.stack([np.ones_like(t), t - 0.5, 2 * t * (1 - t)]))
     waves = jnp.asarray(np.cos(np.pi * t * np.arange(2, 10)[:, None]))
     wander = table("wander")[family][:, None]
-    way = ((bent + wander * z[:, :3]) * jnp.minimum(1.0, length / np.array([10.0, 30.0, 30.0]))) @ bends
+    less = jnp.minimum(1.0, length / np.array([10.0, 30.0, 30.0], np.float32))
+    way = jnp.einsum("lk,lkp->lp", bent * less, lines.bends) + (wander * z[:, :3] * less) @ bends
     wave = jnp.minimum(1.0, length / 60.0) * wander * jnp.asarray([0.6, 0.4, 0.25]) * z[:, 3:6]
     way = way + wave @ waves[:3]
-    ends = _soft((t - 0.2 * uniform(z[:, 6:7])) / 0.3) * _soft((1.0 - t - 0.2 * uniform(z[:, 7:8])) / 0.3)
+    ends = [_smoothstep(way_in - 0.2 * uniform(z[:, k : k + 1]), 0.0, 0.3) for k, way_in in ((6, t), (7, 1.0 - t))]
     smooth = jnp.minimum(1.0, length / (6.0 * np.arange(2.0, 10.0)))
-    deep = ends * jnp.clip(0.9 + 0.15 * (smooth * z[:, 8:16]) @ waves, 0.0, 1.4)
+    deep = ends[0] * ends[1] * jnp.clip(0.9 + 0.15 * (smooth * z[:, 8:16]) @ waves, 0.0, 1.4)
     low, high = table("width")[family].T
     width = low + uniform(0.7 * z[:, 16] + 0.7 * own[family, 7]) * (high - low)
 
     # Lines come one after the other; and one deeper than it is wide would be a cut.
     few = jnp.asarray([len(f.curves) <= 3 for f in _FAMILIES])[family]
-    there = _soft(6.0 * (0.4 + 0.5 * age - uniform(z[:, 17])) + 0.5) * jnp.where(few, 0.7, 1.0)
+    there = _smoothstep(0.4 + 0.5 * age - uniform(z[:, 17]), -0.08, 0.08) * jnp.where(few, 0.7, 1.0)
     strength = jnp.where(lines.leading & few, 1.0, there) * jnp.exp(0.3 * z[:, 18])
     rest, fold = (jnp.minimum(strength * d[family], _STEEPEST * width) for d in (at_rest, folded))
 
@@ -825,11 +839,6 @@ def _draw_lines(layout: ReliefLayout, key: Key[Array, ""], age, warp: Float[Arra
     static = jnp.zeros(len(layout.texels)).at[lines.texel].add(rest[which] * profile)
     sheets = jnp.zeros((2 * families, len(layout.texels)))
     return sheets.at[lines.sheet, lines.texel].add(fold[which] * profile), static
-
-
-def _soft(t):
-    t = jnp.clip(t, 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
 
 
 def _groove(x, width, bulge, bulge_mm):
