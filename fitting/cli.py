@@ -331,6 +331,7 @@ def synthesize(
     occluders: bool = False,
     clean: bool = False,
     one_person: bool = False,
+    detail: bool = False,
 ) -> int:
     """Make photos whose truth is known: random people, cameras, lights and backgrounds, rendered from a model.
 
@@ -349,6 +350,7 @@ def synthesize(
         occluders: Cover a part of each face: a hand, sunglasses, a scarf or a patch.
         clean: A perfect camera: no noise, no blur, no JPEG compression.
         one_person: All photos show the person of the first one, through one lens: a set for `facefit rig`.
+        detail: Skin with wrinkles, pores and spots, gloss, and lamps that cast shadows.
     """
     import dataclasses
 
@@ -368,6 +370,7 @@ def synthesize(
     settings = dataclasses.replace(
         settings, size=size, yaw=yaw, expression=expression, off_centre=off_centre, occluded=float(occluders)
     )
+    settings = dataclasses.replace(settings, detail=float(detail))
     check_writable(out)
     enable_cache()
     m = morphable.load(model)
@@ -384,7 +387,7 @@ def synthesize(
     return SUCCESS
 
 
-app.command(train_detail, name="train-detail")
+app.command(name="train-detail")(train_detail)
 app.command(model_app, name="model", help="Morphable models: info, validate, convert, transfer, compare, ...")
 
 

@@ -93,12 +93,13 @@ def detail_strip(fit: Fit, photo: Photo, detail: Detail, texture: Picture) -> Pi
 def detail_normal_map(fit: Fit, detail: Detail, size: int = 512) -> Float[np.ndarray, "{size} {size} 3"]:
     """Unit normals (head space) of a fit's surface with its detail by uv, for `render`; 0 off the skin."""
     moving = skin_vertices(fit.model).astype(np.float32)
-    return np.asarray(_detail_normals(fit.mesh, detail.at(jnp.asarray(fit.expression)), jnp.asarray(moving), size))
+    displacement = detail.at(jnp.asarray(fit.expression))
+    return np.asarray(_detail_normals(fit.mesh, fit.model.uv, displacement, jnp.asarray(moving), size))
 
 
 @eqx.filter_jit
-def _detail_normals(mesh: Mesh, displacement, moving, size: int):
-    table = texel_table(mesh.uv, mesh.triangles, size)
+def _detail_normals(mesh: Mesh, uv, displacement, moving, size: int):
+    table = texel_table(uv, mesh.triangles, size)
     normals = detail_normals(uv_surface(mesh, table), jax.image.resize(displacement, (size, size), "cubic"))
     return normals * interpolate(moving[:, None], mesh.triangles, *table)
 

@@ -221,7 +221,7 @@ def _shade(fit: Fit, mesh: Mesh, layout: TextureLayout, detail: Detail | None) -
     shade = np.asarray(_texel_shade(normals, fit.model.uv, fit.model.triangles, light, jnp.asarray(usual), size))
     if detail is not None:
         displacement = detail.at(jnp.asarray(fit.expression))
-        change = _shade_change(mesh, displacement, fit.camera.rotation, light, jnp.asarray(usual), size)
+        change = _shade_change(mesh, fit.model.uv, displacement, fit.camera.rotation, light, jnp.asarray(usual), size)
         shade = shade * np.asarray(change)
     return _flattened(shade, layout.masks["scalp"], float(usual.mean()))
 
@@ -245,9 +245,9 @@ def _texel_shade(normals: Float[Array, "vertex 3"], uv, triangles, light, usual:
 
 
 @eqx.filter_jit
-def _shade_change(mesh: Mesh, displacement: Float[Array, "texel texel"], rotation, light, usual, size: int):
+def _shade_change(mesh: Mesh, uv, displacement: Float[Array, "texel texel"], rotation, light, usual, size: int):
     """The factor by which a displacement changes the shade of each texel."""
-    surface = uv_surface(mesh, texel_table(mesh.uv, mesh.triangles, size))
+    surface = uv_surface(mesh, texel_table(uv, mesh.triangles, size))
     fine = jax.image.resize(displacement, (size, size), "cubic")
 
     def shade(normals):
