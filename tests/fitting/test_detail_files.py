@@ -14,7 +14,7 @@ from fitting.glb_reader import read_glb
 from fitting.normal_map import decoded, encoded, tangent_slopes, texel_surface
 from morphable.detail import LIMIT_MM, Detail
 
-SIZE = 32
+SIZE = 64
 IDENTITY = np.zeros(6, np.float32)
 
 
@@ -36,7 +36,7 @@ def detail(tiny) -> Detail:
 
 @pytest.fixture(scope="module")
 def texture():
-    pixels = np.full((64, 64, 3), 170, np.uint8)
+    pixels = np.full((SIZE, SIZE, 3), 170, np.uint8)
     pixels[30:33, 20:40] = 120
     return pixels
 
@@ -70,7 +70,7 @@ def test_the_displacement_picture_holds_millimetres_as_the_record_says(written, 
 def test_the_pictures_are_the_maps_and_name_their_blendshapes(written):
     folder, maps = written
     with Image.open(folder / "normal_map.png") as picture:
-        assert np.array_equal(np.asarray(picture), maps.normal_map) and picture.size == (64, 64)
+        assert np.array_equal(np.asarray(picture), maps.normal_map) and picture.size == (SIZE, SIZE)
     said = json.loads((folder / "wrinkles.json").read_text())["wrinkle_maps"]
     assert [w["blendshapes"] for w in said] == [
         {"mouthSmileLeft": 1.0},
@@ -82,7 +82,7 @@ def test_the_pictures_are_the_maps_and_name_their_blendshapes(written):
 
 
 def test_static_and_wrinkle_maps_blend_to_what_the_displaced_surface_has(tiny, detail, texture):
-    maps = detail_maps(tiny, IDENTITY, detail, np.full_like(texture, 170)[:SIZE, :SIZE])
+    maps = detail_maps(tiny, IDENTITY, detail, np.full_like(texture, 170))
     surface = texel_surface(np.asarray(tiny.mean), np.asarray(tiny.triangles), np.asarray(tiny.uv), SIZE)
     for expression in ([0.0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0.4, 0, 0.6, 0]):
         weights = jnp.asarray(expression, jnp.float32)
