@@ -147,9 +147,9 @@ def moved_chip(
 ) -> Float[Array, "2 3"]:
     """A chip nearby, by normal deviates: in pixels of the chip, radians, and logarithms of the size.
 
-    Pixels that are free to please the network find a pattern that nobody sees, of two grey levels; no such pattern
-    serves all alignments (Athalye et al. 2018, "Synthesizing robust adversarial examples"). Move photo and rendering
-    alike.
+    Where many parameters are free to please the network, they find patterns that it takes for a face and nobody sees.
+    Those that have to serve for changing chips please it less: docs/identity_network.md says how much. Move the photo
+    and the rendering alike.
     """
     x, y, angle, growth = jax.random.normal(key, (4,)) * jnp.array([shift, shift, turn, log_scale])
     scale = jnp.exp(growth)
