@@ -137,7 +137,7 @@ def _write(path: str | Path, arrays: Mapping[str, np.ndarray], description: Mapp
     path = Path(path)
     part = path.with_suffix(".part")
     save_file(
-        {name: np.ascontiguousarray(value) for name, value in arrays.items()},
+        {name: np.array(value, order="C") for name, value in arrays.items()},
         part,
         metadata={"facefit": json.dumps(description)},
     )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from fitting.detail_examples import example
 from fitting.detail_losses import LossWeights
@@ -26,29 +26,13 @@ from fitting.detail_optimisation import optimise_detail
 from fitting.detail_training import Shared, TrainingSettings, losses, shared_by, stacked
 from fitting.fit import Fit
 from fitting.observation import Photo
-from fitting.synthesis import draw_expression
 from fitting.texture_map import texture_layout
+from fitting.wrinkle_maps import wrinkle_drivers, wrinkle_maps
 from morphable.detail import Detail
-from morphable.model import MorphableModel
 
 Method = Literal["optimise", "network"]
 
-_DRAWN = 96  # expressions from which wrinkle maps are found
-_RIDGE = 0.5  # of a map's size, in expressions that show it fully: what is rarely seen stays small
 _REFINE_STEPS, _REFINE_RATE = 30, 2e-4
-
-# Wrinkle maps that a rig carries, and what brings each out; left and right sides apart.
-WRINKLES: dict[str, dict[str, float]] = {
-    "brows_raised": {"browInnerUp": 0.7, "browOuterUp": 0.6},
-    "brows_lowered": {"browDown": 1.0},
-    "smile": {"mouthSmile": 0.8, "cheekSquint": 0.4, "eyeSquint": 0.4},
-    "sneer": {"noseSneer": 0.8, "mouthUpperUp": 0.5},
-    "frown": {"mouthFrown": 0.8, "mouthStretch": 0.3},
-}
-CENTRAL: dict[str, dict[str, float]] = {
-    "pucker": {"mouthPucker": 0.9, "mouthFunnel": 0.4},
-    "chin": {"mouthShrugLower": 1.0, "mouthRollLower": 0.3},
-}
 
 
 class DetailEstimateError(ValueError):
@@ -144,7 +128,7 @@ def network_detail(
     seen = jnp.stack([jnp.sum(s) for s in shares])
     code = jnp.tensordot(seen / jnp.sum(seen), jnp.stack(codes), 1)
     drivers, groups = wrinkle_drivers(model)
-    wrinkles = wrinkle_maps(network, code, where, model, drivers)
+    wrinkles = wrinkle_maps(eqx.Partial(network.decode, code), where, model, drivers)
     base = Detail(found[0], wrinkles, jnp.asarray(drivers), jnp.asarray(fits[0].expression), "network", groups)
     displacement = jnp.zeros_like(where)
     for fit, one, share in zip(fits, found, shares, strict=True):
@@ -152,54 +136,6 @@ def network_detail(
         own = base.activations(jnp.asarray(fit.expression)) - base.activations(base.expression)
         displacement = displacement + share / total * (one - jnp.tensordot(own, wrinkles, 1))
     return dataclasses.replace(base, displacement=displacement)
-
-
-def wrinkle_drivers(model: MorphableModel) -> tuple[Float[np.ndarray, "group unit"], tuple[str, ...]]:
-    """Which expression units bring out each wrinkle map that a rig carries, and the maps' names.
-
-    A model without any of a map's units does not have the map.
-    """
-    names = model.expression_names
-    wanted = {name + side: {u + side: w for u, w in units.items()} | {u: w for u, w in units.items()}
-              for name, units in WRINKLES.items() for side in ("Left", "Right")} | CENTRAL  # fmt: skip
-    rows = {}
-    for group, units in wanted.items():
-        row = np.zeros(len(names), np.float32)
-        for unit, weight in units.items():
-            if unit in names:
-                row[names.index(unit)] = weight
-        if row.any():
-            rows[group] = row
-    matrix = np.stack(list(rows.values())) if rows else np.zeros((0, len(names)), np.float32)
-    return matrix, tuple(rows)
-
-
-@eqx.filter_jit
-def _decoded(network: DetailNetwork, code, expressions: Float[Array, "drawn unit"], region):
-    return jax.lax.map(lambda e: network.decode(code, e, region), expressions)
-
-
-def wrinkle_maps(
-    network: DetailNetwork,
-    code: Float[Array, " code"],
-    region: Float[Array, "size size"],
-    model: MorphableModel,
-    drivers: Float[np.ndarray, "group unit"],
-) -> Float[Array, "group size size"]:
-    """What each group of drivers adds at activation 1: the least-squares fit to a code's displacements.
-
-    Decoders are not linear and groups overlap; over expressions as people make them, the sum of the maps is as near to
-    the decoder's displacement as a sum can be.
-    """
-    if not len(drivers):
-        return jnp.zeros((0, *region.shape))
-    drawn = jax.vmap(lambda k: draw_expression(model, k))(jax.random.split(jax.random.key(7), _DRAWN))
-    rest = jnp.zeros((1, drawn.shape[1]), drawn.dtype)
-    shown = _decoded(network, code, jnp.concatenate([rest, drawn]), region)
-    change = (shown[1:] - shown[0]).reshape(_DRAWN, -1)
-    active = jnp.clip(drawn @ jnp.asarray(drivers).T, 0.0, 1.0)
-    normal = active.T @ active + _RIDGE * jnp.eye(len(drivers))
-    return jnp.linalg.solve(normal, active.T @ change).reshape(len(drivers), *region.shape)
 
 
 # ------------------------------------------------------------------------------------------------- refinement

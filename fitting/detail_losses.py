@@ -48,7 +48,7 @@ def slopes(displacement: Plane, frame: Float[Array, "size size 3"]) -> Float[Arr
     return jnp.stack([frame[..., 0] * d_u + frame[..., 1] * d_v, frame[..., 2] * d_v], axis=-1)
 
 
-def mean_over(values: Plane, weight: Plane) -> Float[Array, ""]:
+def mean_over(values: Float[Array, "row column"], weight: Float[Array, "row column"]) -> Float[Array, ""]:
     """Weighted mean; 0 without any weight."""
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-3)
 

@@ -33,7 +33,7 @@ _RATIO_LIMIT = 1.5  # logarithm; beyond it a photo shows something else than ski
 _POSITION_MM = 100.0
 _FIRST_MM = 0.3  # what an output of 1 means: of the order of a wrinkle's depth
 
-Map = Float[Array, "row column channel"]
+Map = Float[Array, "_ _ _"]  # row, column, channel
 
 
 class DetailInputs(NamedTuple):
