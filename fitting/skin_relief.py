@@ -256,7 +256,7 @@ def activations(drivers: Float[Array, "group unit"], expression: Float[Array, " 
 
 _POINTS = 20  # of a line
 # Wavelengths of noise, and how its amplitude falls with the frequency.
-_BANDS = ((13.0, 45.0, 2.0), (4.0, 12.0, 1.2), (0.0, 4.0, 0.5))
+_BANDS = ((16.0, 50.0, 2.0), (4.0, 12.0, 1.2), (0.0, 4.0, 0.5))
 _STREAM_MM = 6.0  # to either side
 _SHOULDER = 3.0  # widths of the groove that the raised skin around it is wide
 # The chart of noise: directions from a point in the head, at distances as on a ball, in the plane. It stretches the
@@ -728,7 +728,7 @@ def draw_relief(layout: ReliefLayout, key: Key[Array, ""]) -> Relief:
 
     # The shape that principal components average away: nearly as symmetric as faces are.
     shape = 0.75 * math.sqrt(0.5) * (broad[2] + broad[2][layout.mirror]) + 0.66 * broad[3]
-    shape = (0.2 + 0.4 * person[1]) * shape
+    shape = (0.18 + 0.42 * person[1] ** 1.5) * shape
     lumps = (0.01 + 0.03 * person[2] ** 2 + 0.03 * age**2) * medium[0]
     # Pores are pits, and so are the fine creases of old skin, which run along its lines.
     pores = (0.004 + 0.03 * person[3] ** 2) * _pitted(fine[0], 0.6) * places["pores"]
@@ -740,7 +740,7 @@ def draw_relief(layout: ReliefLayout, key: Key[Array, ""]) -> Relief:
     chin = (0.08 + 0.2 * person[5]) * (0.4 + 0.6 * age) * _pitted(medium[1], 0.3) * places["chin"]
     wrinkles = jnp.concatenate([sheets, chin[None]])[layout.sheets] * layout.shares[layout.share_of]
 
-    blood = blood + (0.03 + 0.07 * person[6] ** 2) * medium[2] + (0.04 + 0.1 * person[7] ** 2) * broad[4]
+    blood = blood + (0.03 + 0.07 * person[6] ** 2) * medium[2] + (0.03 + 0.08 * person[7] ** 2) * broad[4]
     blood = blood + 0.7 * person[8] ** 3 * places["flush"] * (1.0 + 0.3 * broad[5])
     melanin = melanin + (0.01 + 0.04 * person[9] ** 2) * medium[3] + (0.01 + 0.05 * person[10] ** 2) * broad[6]
     melanin = melanin + 0.25 * person[11] ** 2 * places["shadow"] + (0.008 + 0.015 * person[14]) * fine[2]

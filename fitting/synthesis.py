@@ -8,6 +8,7 @@ on the CPU what a file has besides: occluders, eight bits, JPEG. A network's tra
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -20,6 +21,8 @@ from PIL import Image
 from fitting.detection import Face, LandmarkNoise
 from fitting.observation import Photo, write_landmarks
 from fitting.parameters import FaceParameters, start_parameters
+from fitting.skin_appearance import Skin, SkinMaps, draw_skin, skin_maps, textures
+from fitting.skin_relief import Relief
 from morphable.colour import linear_to_srgb, srgb_to_linear
 from morphable.landmarks import JAW, ContourFans
 from morphable.mesh import Mesh
@@ -55,6 +58,7 @@ class SynthesisSettings:
     head_share: Range = (0.5, 0.8)  # of the photo's side, of what lies above the chin
     nearest_mm: float = 400.0  # between camera and head; a wide lens then shows it smaller
     off_centre: float = 0.0  # of the principal point along u and v, in sizes of the photo, as after a crop
+    detail: float = 0.0  # strength of wrinkles, pores and spots: 0 none, 1 as on people; with them true lamps and gloss
     occluded: float = 0.0  # share of photos in which something covers a part of the face
     noise: float = 0.02  # largest deviation of a white pixel's linear value; darker ones have less
     blur_px: float = 0.8  # largest deviation of the Gaussian blur
@@ -88,6 +92,7 @@ _LIMITS = {
     "head_share": (0.05, 1),
     "nearest_mm": (200, 1e5),
     "off_centre": (0, 10),
+    "detail": (0, 3),
     "occluded": (0, 1),
     "noise": (0, 0.5),
     "blur_px": (0, _BLUR_REACH / 3),
@@ -145,6 +150,13 @@ class Scene(eqx.Module):
     blur_px: Float[Array, ""]
     grain: Key[Array, ""]  # of the sensor's noise
     size: int = eqx.field(static=True)
+    skin: Skin | None = None  # of a photo with detail
+    lamp: DirectionalLight | None = None  # a part of the face's light that casts shadows; may be black
+
+    @property
+    def relief(self) -> Relief | None:
+        """What displaces the head's surface."""
+        return None if self.skin is None else self.skin.relief
 
     @property
     def camera(self) -> Pinhole:
@@ -247,6 +259,12 @@ def draw_light(key: Key[Array, ""]) -> Float[Array, "9 3"]:
 
     The ambient light keeps the harmonics positive for every normal, although a lamp's own bands 0 to 2 are not.
     """
+    ambient, share, lamps = _draw_lamps(key)
+    return ambient_light(ambient) + (1.0 - share) * jnp.sum(jax.vmap(lambda lamp: lamp.harmonics())(lamps), axis=0)
+
+
+def _draw_lamps(key: Key[Array, ""]) -> tuple[Float[Array, "3"], Float[Array, ""], DirectionalLight]:
+    """The ambient light's colour, its share, and three lamps (stacked) that add up to 1 before they get the rest."""
     numbers = jax.random.uniform(key, (17,))
     share = 0.2 + 0.4 * numbers[0]  # of the ambient light
     # The first lamp stands in front; the others, not always there, may stand anywhere but behind.
@@ -258,10 +276,24 @@ def draw_light(key: Key[Array, ""]) -> Float[Array, "9 3"]:
     strength = strength / jnp.sum(strength)
     warmth = 0.4 * (numbers[13:17, None] - 0.5)
     casts = jnp.exp(warmth * jnp.array([[0.5, 0.0, -0.7]]))
-    lamps = jax.vmap(lambda a, e, c: DirectionalLight(direction_from_angles(a, e), c).harmonics())(
+    lamps = jax.vmap(lambda a, e, c: DirectionalLight(direction_from_angles(a, e), c))(
         azimuth, elevation, strength[:, None] * casts[:3]
     )
-    return ambient_light(share * casts[3]) + (1.0 - share) * jnp.sum(lamps, axis=0)
+    return share * casts[3], share, lamps
+
+
+@jax.jit
+def _draw_lamp(light_key: Key[Array, ""], key: Key[Array, ""], light: Float[Array, "9 3"]) -> DirectionalLight:
+    """Of a drawn and exposed light's strongest lamp what comes from one point; the rest comes from around it.
+
+    In three of ten photos that is nothing.
+    """
+    _, share, lamps = _draw_lamps(light_key)
+    exposure = light[0, 0] / draw_light(light_key)[0, 0]
+    strongest = jnp.argmax(jnp.sum(lamps.colour, axis=1))
+    colour = exposure * (1.0 - share) * lamps.colour[strongest]
+    chance, hardness = jax.random.uniform(key, (2,))
+    return DirectionalLight(lamps.direction[strongest], jnp.where(chance < 0.7, 0.35 + 0.65 * hardness, 0.0) * colour)
 
 
 @jax.jit
@@ -299,20 +331,36 @@ def draw_background(key: Key[Array, ""]) -> Background:
     )
 
 
-def draw_scene(model: MorphableModel, key: Key[Array, ""], settings: SynthesisSettings) -> Scene:
-    """A random person, expression, pose, camera, light and background. Pure: equal keys give equal scenes."""
+def draw_scene(
+    model: MorphableModel, key: Key[Array, ""], settings: SynthesisSettings, maps: SkinMaps | None = None
+) -> Scene:
+    """A random person, expression, pose, camera, light and background. Pure: equal keys give equal scenes.
+
+    With detail, on the model's skin `maps`; without them they are made (and kept), for a model that is no tracer.
+    """
     names = ("yaw", "pitch", "roll", "expression", "lens_mm", "head_share", "nearest_mm", "off_centre", "noise")
     # As arrays, so that other settings are no other program.
     numbers = {name: jnp.asarray(getattr(settings, name), jnp.float32) for name in (*names, "blur_px", "size")}
     face_key, background_key = jax.random.split(key)
     face, centre, noise, blur_px, grain = _draw(model, face_key, numbers)
-    return Scene(face, centre, draw_background(background_key), noise, blur_px, grain, settings.size)
+    scene = Scene(face, centre, draw_background(background_key), noise, blur_px, grain, settings.size)
+    if settings.detail == 0:
+        return scene
+    # Keys of its own: what was drawn so far is the same with detail and without.
+    skin_key, lamp_key = jax.random.split(jax.random.fold_in(key, 1))
+    maps = skin_maps(model) if maps is None else maps
+    skin = draw_skin(maps, skin_key, jnp.asarray(settings.detail, jnp.float32))
+    lamp = _draw_lamp(jax.random.split(face_key, _FACE_KEYS)[_LIGHT_KEY], lamp_key, face.light)
+    return dataclasses.replace(scene, skin=skin, lamp=lamp)
+
+
+_FACE_KEYS, _LIGHT_KEY = 6, 4
 
 
 @eqx.filter_jit
 def _draw(model: MorphableModel, key: Key[Array, ""], settings: dict[str, Array]):
     """A scene's face, principal point, noise, blur and grain."""
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, _FACE_KEYS)
     identity = jax.random.normal(keys[0], (model.shape.rank,))
     albedo = jax.random.normal(keys[1], (model.albedo.rank,))
     expression = settings["expression"] * draw_expression(model, keys[2])
@@ -324,7 +372,7 @@ def _draw(model: MorphableModel, key: Key[Array, ""], settings: dict[str, Array]
     centre = size * (0.5 + settings["off_centre"] * (2 * numbers[1:3] - 1))
     mesh = Mesh(model.vertices(identity, expression), solid(model), albedo=model.albedo_linear(albedo))
     pose = _posed(model, mesh.vertices, numbers[3:9], focal, centre, settings)
-    light = draw_light(keys[4])
+    light = draw_light(keys[_LIGHT_KEY])
     face = dataclasses.replace(
         start_parameters(
             model.shape.rank, len(model.expression_names), model.albedo.rank, jnp.asarray(model.expression_limits)
@@ -393,13 +441,36 @@ def solid(model: MorphableModel) -> Array:
     return jnp.where(drop[:, None], 0, model.triangles)
 
 
+def render_scene(model: MorphableModel, scene: Scene, maps: SkinMaps | None = None) -> View:
+    """The scene without blur and noise, four samples a pixel, and which pixel and landmark shows what.
+
+    A scene with detail needs the skin `maps` it was drawn with; without them those of `skin_maps(model)` are taken.
+    """
+    if scene.skin is not None and maps is None:
+        maps = skin_maps(model)
+    return _render_scene(model, scene, maps)
+
+
 @eqx.filter_jit
-def render_scene(model: MorphableModel, scene: Scene) -> View:
-    """The scene without blur and noise, four samples a pixel, and which pixel and landmark shows what."""
+def _render_scene(model: MorphableModel, scene: Scene, maps: SkinMaps | None) -> View:
     face, camera = scene.face, scene.camera
     vertices = model.vertices(face.identity, face.expression)
     mesh = Mesh(vertices, solid(model), albedo=model.albedo_linear(face.albedo))
-    picture = render(mesh, camera, face.light, samples=2)
+    if scene.skin is None or scene.lamp is None or maps is None:
+        picture = render(mesh, camera, face.light, samples=2)
+    else:
+        head = Mesh(vertices, model.triangles, model.uv, mesh.albedo)
+        colours, normals = textures(maps, scene.skin, head, model.effective_expression(face.expression))
+        picture = render(
+            Mesh(vertices, mesh.triangles, model.uv),
+            camera,
+            face.light - scene.lamp.harmonics(),
+            texture=colours,
+            samples=2,
+            lamp=scene.lamp,
+            gloss=scene.skin.gloss,
+            normal_map=normals,
+        )
     background = scene.background.picture(scene.size, scene.size)
 
     inside = jnp.maximum(
@@ -482,6 +553,22 @@ class SyntheticPhoto:
         return self.scene.camera
 
     @property
+    def relief(self) -> dict[str, Any]:
+        """The true relief on a map of half the size it was drawn at, empty without detail; docs/synthesis.md has more.
+
+        `displacement` (mm) as the face moves in the photo, `relief_static` at rest, and `wrinkle_mask`.
+        """
+        relief = self.scene.relief
+        if relief is None:
+            return {}
+        moved = relief.displacement(self.truth.expression)
+        maps = np.stack([np.asarray(m, np.float32) for m in (moved, relief.static, relief.wrinkle_mask)])
+        half = maps.shape[1] // 2
+        means = maps.reshape(3, half, 2, half, 2).mean(axis=(2, 4))
+        displacement, static, mask = means.astype(np.float16)
+        return {"displacement": displacement, "relief_static": static, "wrinkle_mask": mask >= 0.5}
+
+    @property
     def visible(self) -> Bool[np.ndarray, "68"]:
         """Landmarks that the photo shows: inside it, and behind neither the head nor an occluder."""
         column, row = np.floor(self.landmarks).astype(int).T
@@ -506,14 +593,19 @@ class SyntheticPhoto:
 
 
 def synthesize(
-    model: MorphableModel, seed: int, settings: SynthesisSettings | None = None, person: Scene | None = None
+    model: MorphableModel,
+    seed: int,
+    settings: SynthesisSettings | None = None,
+    person: Scene | None = None,
+    maps: SkinMaps | None = None,
 ) -> SyntheticPhoto:
     """Photo number `seed` of an endless album; the same seed and settings give the same bytes.
 
-    With `person` it shows the one of another photo's scene, through the same lens.
+    With `person` it shows the one of another photo's scene, through the same lens; with the same skin, where the
+    settings ask for detail. Other `maps` than `skin_maps(model)` give detail of another size.
     """
     settings = SynthesisSettings() if settings is None else settings
-    scene = draw_scene(model, jax.random.key(seed), settings)
+    scene = draw_scene(model, jax.random.key(seed), settings, maps)
     if person is not None:
         who, place = person.face, scene.face.pose.translation()
         # The pose was drawn for another lens: at the depth where the head is as large in the picture.
@@ -522,8 +614,8 @@ def synthesize(
         face = dataclasses.replace(
             scene.face, identity=who.identity, albedo=who.albedo, log_focal=who.log_focal, pose=pose
         )
-        scene = dataclasses.replace(scene, face=face)
-    view = render_scene(model, scene)
+        scene = dataclasses.replace(scene, face=face, skin=None if scene.skin is None else person.skin)
+    view = render_scene(model, scene, maps)
     rng = np.random.default_rng(seed)
     landmarks = np.asarray(view.landmarks)
     linear, kind, mask = view.linear, "", np.zeros((scene.size, scene.size), bool)
@@ -592,6 +684,7 @@ def save_photo(folder: str | Path, name: str, synthetic: SyntheticPhoto) -> None
         face_mask=synthetic.face_mask,
         occluder_mask=synthetic.occluder_mask,
         occluder=synthetic.occluder,
+        **synthetic.relief,
     )
 
 

@@ -15,6 +15,7 @@ from scipy.ndimage import maximum_filter
 
 from fitting.cli import main
 from fitting.observation import read_landmarks, read_photo
+from fitting.skin_appearance import SkinMaps, skin_maps
 from fitting.synthesis import (
     Scene,
     SynthesisError,
@@ -179,7 +180,15 @@ def test_the_principal_point_moves_only_when_asked(head, scenes):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"size": 0}, {"yaw": 120.0}, {"lens_mm": (85.0, 24.0)}, {"occluded": 2.0}, {"noise": float("nan")}]
+    "wrong",
+    [
+        {"size": 0},
+        {"yaw": 120.0},
+        {"lens_mm": (85.0, 24.0)},
+        {"occluded": 2.0},
+        {"detail": -1.0},
+        {"noise": float("nan")},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(SynthesisError, match=f"{next(iter(wrong))}: got .*expected"):
@@ -265,6 +274,71 @@ def test_sensor_noise_and_blur_have_their_deviations(head, key):
     offset = np.arange(160)
     assert abs((spread.sum(axis=0) * (offset - 70) ** 2).sum() - 1.5**2) < 0.05
     assert abs((spread.sum(axis=1) * (offset - 80) ** 2).sum() - 1.5**2) < 0.05
+
+
+# ----------------------------------------------------------------------------------------------------- detail
+
+
+DETAILED = dataclasses.replace(CLEAN, detail=1.0)
+
+
+@pytest.fixture(scope="module")
+def maps(head) -> SkinMaps:
+    return skin_maps(head, 128)  # smaller ones than usual
+
+
+@pytest.fixture(scope="module")
+def detailed(head, maps) -> SyntheticPhoto:
+    return synthesize(head, 3, DETAILED, maps=maps)
+
+
+def test_detail_changes_the_skin_and_the_light_on_it_alone(head, maps, clean, detailed):
+    assert tree_equal(detailed.truth, clean.truth)
+    np.testing.assert_array_equal(detailed.landmarks, clean.landmarks)
+    np.testing.assert_array_equal(detailed.face_mask, clean.face_mask)
+    away = np.asarray(maximum_filter(clean.head_mask, 3)) == 0
+    np.testing.assert_array_equal(detailed.photo.pixels[away], clean.photo.pixels[away])
+    change = np.abs(detailed.photo.srgb - clean.photo.srgb).mean(axis=2)
+    assert 0.005 < change[clean.face_mask].mean() < 0.2
+    assert clean.scene.relief is None and clean.relief == {}
+    np.testing.assert_array_equal(synthesize(head, 3, DETAILED, maps=maps).photo.pixels, detailed.photo.pixels)
+
+
+def test_detail_has_its_truth(detailed):
+    truth, relief = detailed.relief, detailed.scene.relief
+    side = relief.static.shape[0] // 2
+    assert {name: values.shape for name, values in truth.items()} == dict.fromkeys(
+        ("displacement", "relief_static", "wrinkle_mask"), (side, side)
+    )
+    full = np.asarray(relief.displacement(detailed.truth.expression))
+    np.testing.assert_allclose(truth["displacement"][40, 32], full[80:82, 64:66].mean(), atol=2e-3)
+    moved = np.abs(truth["displacement"].astype(float) - truth["relief_static"])
+    assert moved[~truth["wrinkle_mask"]].max() < 0.05
+
+
+def test_strength_is_a_factor(head, maps, key):
+    one, half = (draw_scene(head, key, dataclasses.replace(CLEAN, detail=d), maps).relief for d in (1.0, 0.5))
+    np.testing.assert_allclose(half.static, 0.5 * np.asarray(one.static), atol=1e-6)
+    np.testing.assert_allclose(half.wrinkles, 0.5 * np.asarray(one.wrinkles), atol=1e-6)
+
+
+def test_a_lamp_is_part_of_the_light(head, maps):
+    lamps = [draw_scene(head, jax.random.key(seed), DETAILED, maps) for seed in range(24)]
+    black = [not np.any(scene.lamp.colour) for scene in lamps]
+    assert 0.05 < np.mean(black) < 0.6
+    normals = np.random.default_rng(0).normal(size=(500, 3))
+    basis = np.asarray(sh_basis(jnp.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True), jnp.float32)))
+    for scene in lamps:
+        rest = basis @ np.asarray(scene.face.light - scene.lamp.harmonics())
+        assert rest.min() > 0  # what is left is a light, too
+        assert abs(np.linalg.norm(scene.lamp.direction) - 1) < 1e-5
+
+
+def test_a_person_keeps_the_skin(head, maps, detailed):
+    other = synthesize(head, 4, DETAILED, detailed.scene, maps)
+    assert tree_equal(other.scene.skin, detailed.scene.skin)
+    assert np.abs(other.relief["displacement"] - detailed.relief["displacement"]).max() > 0.01  # another expression
+    np.testing.assert_array_equal(other.relief["relief_static"], detailed.relief["relief_static"])
 
 
 # ---------------------------------------------------------------------------------------------------- command
