@@ -93,6 +93,7 @@ def train_detail(
     import morphable
     from fitting.compilation import enable_cache
     from fitting.detail_checkpoint import load_checkpoint, save_checkpoint, save_network
+    from fitting.detail_examples import mirror_of
     from fitting.detail_network import DetailNetwork
     from fitting.detail_pictures import curves, samples
     from fitting.detail_training import (
@@ -136,7 +137,7 @@ def train_detail(
             )
             state, record = start(network, settings), {"settings": asked, "log": []}
     state = trainer.placed(state)
-    training = People(files[: len(files) - held], settings)
+    training = People(files[: len(files) - held], settings, mirror_of(head))
     holding = People(files[len(files) - held :] or files, settings)
     log, began = list(record["log"]), time.perf_counter()
 
@@ -203,12 +204,6 @@ def _make_person(plan: _Plan, target: Path) -> str:
     return target.stem if made else ""
 
 
-def _alone() -> None:
-    """A worker has one core: its libraries need no threads of their own."""
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_multi_thread_eigen=false"
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
 def _make_people(plan: _Plan, targets: Sequence[Path], workers: int, console) -> None:
     if not targets:
         return
@@ -217,7 +212,7 @@ def _make_people(plan: _Plan, targets: Sequence[Path], workers: int, console) ->
     if not _make_person(plan, targets[0]):
         failed += 1
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(targets)), mp_context=context, initializer=_alone) as pool:
+    with ProcessPoolExecutor(min(workers, len(targets)), mp_context=context) as pool:
         waiting = [pool.submit(_make_person, plan, target) for target in targets[1:]]
         for number, done in enumerate(as_completed(waiting), 2):
             failed += not done.result()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from scipy.ndimage import gaussian_filter
 
 from fitting.detail_network import input_maps, tangent_frame
@@ -23,6 +23,8 @@ from fitting.observation import Photo
 from fitting.skin_relief import Relief
 from fitting.synthesis import SynthesisSettings, synthesize
 from fitting.texture_map import solid_triangles
+from morphable.detail import skin_vertices
+from morphable.model import MorphableModel
 from morphable.uv import interpolate, sample_texture
 from renderer.rasterize import barycentrics, rasterize
 
@@ -133,6 +135,58 @@ def _chip_uv(pixels, depth, triangles, uv, region):
     ids = rasterize(pixels, depth, triangles, CHIP, CHIP)
     found = interpolate(uv, triangles, ids, barycentrics(pixels, depth, triangles, ids))
     return found, jnp.where(ids >= 0, sample_texture(region[..., None], found)[..., 0], 0.0)
+
+
+# ------------------------------------------------------------------------------------------------------ mirror
+
+
+class Mirror(NamedTuple):
+    """What the mirror image of a person is, in coefficients."""
+
+    identity: Float[np.ndarray, "identity identity"]  # of a column of coefficients
+    units: Int[np.ndarray, " unit"]  # the unit of the other side
+
+
+def mirror_of(model: MorphableModel) -> Mirror | None:
+    """The mirror of a model whose map and identity space are symmetric; None for others."""
+    twin, uv = np.asarray(model.mirror), np.asarray(model.uv, np.float64)
+    skin = skin_vertices(model)
+    modes = np.asarray(model.shape.modes, np.float64)
+    plain = modes.reshape(-1, modes.shape[-1])
+    flipped = (modes[twin] * np.array([-1, 1, 1])[:, None]).reshape(plain.shape)
+    matrix = np.linalg.lstsq(plain, flipped, rcond=None)[0]
+    left_over = np.linalg.norm(plain @ matrix - flipped) / max(float(np.linalg.norm(flipped)), 1e-9)
+    if np.abs(uv[twin] - [[1, 0]] - uv * [[-1, 1]])[skin].max() > 1e-4 or left_over > 0.02:
+        return None
+    names = model.expression_names
+    other = {n: n[:-4] + "Right" for n in names if n.endswith("Left")}
+    other |= {right: left for left, right in other.items()}
+    units = [names.index(other[n]) if other.get(n) in names else k for k, n in enumerate(names)]
+    return Mirror(matrix.astype(np.float32), np.array(units))
+
+
+def mirrored(example: Example, mirror: Mirror) -> Example:
+    """The same photos as in a mirror; its own inverse."""
+    maps = example.maps[..., ::-1, :].copy()
+    # x of positions and of normals in camera axes; and the slope along the first tangent, which points along u.
+    maps[..., [7, 10, 13]] *= -1
+    frame = example.frame[..., ::-1, :] * np.array([1, -1, 1], example.frame.dtype)
+    chip_uv = example.chip_uv[..., ::-1, :].copy()
+    chip_uv[..., 0] = np.where(example.chip_share[..., ::-1] > 0, 1 - chip_uv[..., 0], chip_uv[..., 0])
+    return example._replace(
+        maps=maps,
+        frame=frame,
+        base=example.base[..., ::-1, :],
+        identity=(example.identity @ mirror.identity.T).astype(np.float32),
+        expression=example.expression[..., mirror.units],
+        truth=example.truth[..., ::-1],
+        wrinkles=example.wrinkles[..., ::-1],
+        drivers=example.drivers[..., mirror.units],
+        true_expression=example.true_expression[..., mirror.units],
+        chip=example.chip[..., ::-1, :],
+        chip_uv=chip_uv,
+        chip_share=example.chip_share[..., ::-1],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ people

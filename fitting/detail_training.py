@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
-from fitting.detail_examples import Example, read_person
+from fitting.detail_examples import Example, Mirror, mirrored, read_person
 from fitting.detail_losses import (
     LossWeights,
     mean_over,
@@ -237,14 +237,17 @@ class Trainer:
 
 
 class People:
-    """The examples of a folder; two photos of each person in a batch, in an order that the seed and the step decide."""
+    """The examples of a folder; two photos of each person in a batch, in an order that the seed and the step decide.
 
-    def __init__(self, files: Sequence[Path], settings: TrainingSettings):
+    With a `mirror` every other person is seen in it: as good as another person.
+    """
+
+    def __init__(self, files: Sequence[Path], settings: TrainingSettings, mirror: Mirror | None = None):
         if not files:
             raise TrainingError(
                 "train-detail: got no examples, expected at least one person. Give --people or --photos."
             )
-        self.files, self.settings = list(files), settings
+        self.files, self.settings, self.mirror = list(files), settings, mirror
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""
@@ -254,7 +257,11 @@ class People:
             order = np.random.default_rng([self.settings.seed, k // count]).permutation(count)
             chosen.append(self.files[order[k % count]])
         rng = np.random.default_rng([self.settings.seed, 1, step])
-        return stacked([_pair(read_person(path), rng) for path in chosen])
+        pairs = [_pair(read_person(path), rng) for path in chosen]
+        turned = rng.random(len(pairs)) < 0.5
+        if self.mirror is not None:
+            pairs = [mirrored(p, self.mirror) if turn else p for p, turn in zip(pairs, turned, strict=True)]
+        return stacked(pairs)
 
 
 def _pair(person: Example, rng: np.random.Generator) -> Example:

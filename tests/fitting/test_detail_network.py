@@ -13,7 +13,7 @@ import pytest
 from helpers import quickly
 
 from fitting.detail_checkpoint import CheckpointError, load_checkpoint, load_network, save_checkpoint, save_network
-from fitting.detail_examples import Example, read_person, save_person
+from fitting.detail_examples import Example, mirror_of, mirrored, read_person, save_person
 from fitting.detail_losses import (
     LossWeights,
     fine,
@@ -304,3 +304,38 @@ def test_models_without_the_units_have_no_wrinkle_maps(tiny):
     drivers, names = wrinkle_drivers(tiny)
     assert names == ("smileLeft",)
     assert drivers.shape == (1, len(NAMES))
+
+
+# ------------------------------------------------------------------------------------------------------ mirror
+
+
+def test_a_photo_in_the_mirror_has_the_same_shading_and_twice_mirrored_is_itself(head):
+    mirror = mirror_of(head)
+    assert mirror is not None
+    units = len(head.expression_names)
+    rng = np.random.default_rng(2)
+    one = person(4)._replace(
+        identity=rng.normal(size=(2, 100)).astype(np.float32), expression=rng.random((2, units)).astype(np.float32)
+    )
+    one = one._replace(true_expression=one.expression, drivers=rng.random((2, 1, units)).astype(np.float32))
+    frame = np.stack([1 + rng.random((2, SIZE, SIZE)), rng.normal(size=(2, SIZE, SIZE)), np.ones((2, SIZE, SIZE))], -1)
+    one = one._replace(frame=frame.astype(np.float32), chip_share=np.ones((2, 150, 150), np.float16))
+    other = mirrored(one, mirror)
+    for a, b in zip(one, mirrored(other, mirror), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+    def shading(example, k):
+        slope = slopes(jnp.asarray(example.truth[k], jnp.float32), jnp.asarray(example.frame[k], jnp.float32))
+        return np.sum(np.asarray(example.maps[k][..., 13:], np.float32) * slope, axis=-1)
+
+    np.testing.assert_allclose(shading(other, 0), shading(one, 0)[:, ::-1], atol=1e-4)
+    # The coefficients of the mirrored head.
+    vertices = np.asarray(head.neutral(jnp.asarray(one.identity[0])))
+    twin = np.asarray(head.neutral(jnp.asarray(other.identity[0])))
+    np.testing.assert_allclose(twin, (vertices * [-1, 1, 1])[np.asarray(head.mirror)], atol=1e-2)
+    smile = head.unit("mouthSmileLeft")
+    assert other.expression[0, head.unit("mouthSmileRight")] == one.expression[0, smile]
+
+
+def test_models_without_symmetry_have_no_mirror(tiny):
+    assert mirror_of(tiny) is None
