@@ -363,7 +363,7 @@ def _distance_to(polygon: Float[np.ndarray, "corner 2"], x, y) -> Float[np.ndarr
 
 def _skin(model: MorphableModel, table: TexelTable, points, normals, texel_mm: float):
     """Bare skin of the face's front, and the same with lips; both fade over a few mm."""
-    from scipy.ndimage import gaussian_filter, label
+    from scipy.ndimage import binary_fill_holes, gaussian_filter, label
 
     count = len(model.mean)
 
@@ -398,7 +398,10 @@ def _skin(model: MorphableModel, table: TexelTable, points, normals, texel_mm: f
         parts, _ = label(amount > 0.5)  # pyright: ignore[reportGeneralTypeIssues]
         largest = np.argmax(np.bincount(parts[parts > 0], minlength=1)) if parts.any() else 0
         kept = (parts == largest) & (parts > 0)
-        return _smoothstep(gaussian_filter(amount * kept, 1.5 / texel_mm), 0.55, 0.95)
+        # The outer border, where a jaw turns away from the front, is ragged: there it fades over a wider band.
+        outer = gaussian_filter(binary_fill_holes(kept).astype(float), 4.0 / texel_mm)
+        inner = gaussian_filter(amount * kept, 1.5 / texel_mm)
+        return _smoothstep(inner, 0.55, 0.95) * _smoothstep(outer, 0.55, 0.98)
 
     return faded(bare), faded(face)
 
