@@ -115,7 +115,7 @@ _FAMILIES = (
     Family(
         "tear_trough",  # below the bag of the lower lid; no muscle folds it
         (((17, -9), (22, -15.5), (30, -20.5), (41, -21)),),
-        {}, (1.4, 2.6), (0.2, 0.9), (0.15, 1.0), 1.2, 1.0, (1.3, 4.5),
+        {}, (1.7, 3.0), (0.2, 0.9), (0.15, 1.0), 1.2, 1.0, (0.9, 4.5),
     ),
     Family(
         "bunny",  # on the side of the nose
@@ -399,7 +399,7 @@ def _skin(model: MorphableModel, table: TexelTable, points, normals, texel_mm: f
         largest = np.argmax(np.bincount(parts[parts > 0], minlength=1)) if parts.any() else 0
         kept = (parts == largest) & (parts > 0)
         # The outer border, where a jaw turns away from the front, is ragged: there it fades over a wider band.
-        outer = gaussian_filter(binary_fill_holes(kept).astype(float), 4.0 / texel_mm)
+        outer = gaussian_filter(np.asarray(binary_fill_holes(kept), float), 4.0 / texel_mm)
         inner = gaussian_filter(amount * kept, 1.5 / texel_mm)
         return _smoothstep(inner, 0.55, 0.95) * _smoothstep(outer, 0.55, 0.98)
 
