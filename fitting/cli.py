@@ -17,6 +17,8 @@ from fitting.command import BAD_INPUT, FIT_FAILED, INTERRUPTED, SUCCESS, UsageEr
 from fitting.detail_command import train_detail
 from fitting.model_commands import model_app
 
+_DETAIL_VIEWS = 6  # photos that detail is looked for in: those that together show the head best
+
 app = tyro.extras.SubcommandApp()
 evaluate_app = tyro.extras.SubcommandApp()
 
@@ -156,6 +158,9 @@ def rig(
     one_person: bool = False,
     pupils_mm: float | None = None,
     plain: bool = False,
+    detail: Literal["none", "optimise", "network"] = "none",
+    refine: bool = False,
+    detail_weights: Path | None = None,
 ) -> int:
     """Fit several photos of one person together and write one riggable head.
 
@@ -174,6 +179,10 @@ def rig(
         one_person: Do not look whether the photos show different people.
         pupils_mm: The person's distance between the pupils, measured: it sets the head's true size.
         plain: Leave out personal corrections: blendshapes are the model's own.
+        detail: Wrinkles and folds as a displacement map from all photos: by shape from shading, or by the network,
+            which also says what expressions do to them.
+        refine: Train the network on these photos for a moment.
+        detail_weights: Weights that `facefit train-detail` wrote. Default: those that ship with facefit.
     """
     began = time.perf_counter()
     from rich.console import Console
@@ -184,6 +193,7 @@ def rig(
     check_writable(out)
     if focal_px is not None and not (focal_px > 0 and math.isfinite(focal_px)):
         raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
+    _check_detail(detail, refine, detail_weights)
 
     import morphable
     from fitting.fit import Fitter
@@ -200,6 +210,7 @@ def rig(
         given = read_set(paths, landmarks, console.print)
     with stage(console, "loading the model"):
         fitter = Fitter(morphable.load(model))
+        network = _detail_network(detail, detail_weights, fitter.model)
     with stage(console, "fitting"):
         joint = fit_together(
             fitter,
@@ -222,10 +233,23 @@ def rig(
         "focal_px": focal_px,
         "pupils_mm": pupils_mm,
         "plain": plain,
+        "detail": detail,
+        "refine": refine,
     }
-    with stage(console, f"writing {out}"), output_folder(out) as folder:
+    with stage(console, "the person's own corrections"):
         own = None if plain else personal_rig(fitter, joint, given.sources)
-        scale = write_rig(folder, joint, given, own, pupils_mm, options)
+    relief = None
+    if detail != "none":
+        from fitting.detail_estimate import estimate_detail
+        from fitting.texture_map import best_views
+
+        with stage(console, f"detail: {detail}"):
+            fits = joint.fits if own is None else [own.applied_to(f) for f in joint.fits]
+            views = best_views(fits)[:_DETAIL_VIEWS]
+            pictures = [given.sources[joint.indices[k]]() for k in views]
+            relief = estimate_detail([fits[k] for k in views], pictures, detail, network=network, refine=refine)
+    with stage(console, f"writing {out}"), output_folder(out) as folder:
+        scale = write_rig(folder, joint, given, own, pupils_mm, options, detail=relief)
     console.print(f"  {scale}")
     console.print(f"[green]{joint.result}[/green]; see {out / 'sheet.png'} and {out / 'head.glb'}")
     console.print(f"{time.perf_counter() - began:.1f} s")

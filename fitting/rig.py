@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fitting.detail_files import write_detail
 from fitting.detection import Face, NoFaceError, detect_faces
 from fitting.export import fit_arrays, fit_record, part_triangles, write_head_glb, write_obj
 from fitting.fit import Fit
@@ -28,6 +29,7 @@ from fitting.personal_rig import PersonalRig
 from fitting.pictures import overlay, turntable
 from fitting.sequence import parameters, write_cameras
 from fitting.texture_map import person_texture
+from morphable.detail import Detail
 
 _SHEET_ROWS, _SHEET_WIDTH = 24, 1280  # of the contact sheet: more would not be looked at
 
@@ -113,12 +115,14 @@ def write_rig(
     pupils_mm: float | None = None,
     settings: Mapping[str, Any] | None = None,
     texture_size: int = 1024,
+    detail: Detail | None = None,
 ) -> MetricScale:
     """Write everything of a rig into an existing folder; the metric scale that was found.
 
     head.glb, neutral.obj, texture.png, normal.png, rig.npz (as fit.npz, one row for each photo), rig.json (verdicts,
     energies, scale), parameters.npz, cameras/, sheet.png (photos and overlays) and turntable.png. With a `rig` the
     files hold the person's own units, and personal.npz what was corrected. A stated `pupils_mm` scales everything.
+    With `detail` also the files of `fitting.detail_files`, whose maps head.glb then has.
     """
     names, sources = photos.names, photos.sources
     used = [sources[i] for i in joint.indices]
@@ -129,9 +133,12 @@ def write_rig(
     if rig is not None:
         rig.save(folder / "personal.npz")
     first = fits[0]
-    texture = person_texture(fits, used, texture_size)
+    texture = person_texture(fits, used, texture_size, detail=detail)
     pixel_mm = float(np.median([f.camera.pose.translation()[2] / f.camera.focal[0] for f in fits]))
-    relief = skin_normal_map(first.model, first.neutral_vertices, texture, pixel_mm)
+    if detail is None:
+        relief, wrinkles = skin_normal_map(first.model, first.neutral_vertices, texture, pixel_mm), ()
+    else:
+        relief, wrinkles = write_detail(folder, first.person, first.identity, detail, texture, pixel_mm=pixel_mm)
     for name, picture in (
         ("texture.png", texture),
         ("normal.png", relief),
@@ -139,7 +146,16 @@ def write_rig(
     ):
         Image.fromarray(picture).save(folder / name)
     frontal = max(fits, key=lambda f: -float(np.asarray(f.camera.rotation)[2, 2]))
-    write_head_glb(folder / "head.glb", first.person, first.identity, None, texture, frontal.camera, normal_map=relief)
+    write_head_glb(
+        folder / "head.glb",
+        first.person,
+        first.identity,
+        None,
+        texture,
+        frontal.camera,
+        normal_map=relief,
+        wrinkle_maps=wrinkles,
+    )
     source = first.model.provenance
     write_obj(
         folder / "neutral.obj",

@@ -142,7 +142,7 @@ def blend_photos(
             "fits, and a photo (and mask, or None) for each. JointFit.indices says which photos its fits belong to."
         )
     layout = texture_layout(fits[0], size)
-    chosen = _choose(fits)
+    chosen = best_views(fits)
     seen = []
     for k in chosen:
         source = photos[k]
@@ -369,7 +369,7 @@ def _looks_like_skin(ratio: ColourMap, trust: Map, rim: Map, layout: TextureLayo
     return 1.0 - np.clip(5.0 * _blur(unlike, 0.005) - 0.3, 0.0, 1.0)
 
 
-def _choose(fits: Sequence[Fit]) -> list[int]:
+def best_views(fits: Sequence[Fit]) -> list[int]:
     """The photos that together show the head best, one after the other, in the order of their worth.
 
     By what their fits say alone: a photo's worth at a vertex is how squarely and finely it sees it, and a vertex that

@@ -260,7 +260,7 @@ def test_of_many_photos_those_that_show_most_are_read(tiny, monkeypatch):
     fits, photos, _ = several(tiny)
     monkeypatch.setattr(texture_map, "_VIEWS", 3)
     far = dataclasses.replace(fits[0], camera=dataclasses.replace(fits[0].camera, focal=jnp.array([60.0, 60.0])))
-    assert sorted(texture_map._choose([fits[0], far, fits[1], far, fits[2]])) == [0, 2, 4]
+    assert sorted(texture_map.best_views([fits[0], far, fits[1], far, fits[2]])) == [0, 2, 4]
 
 
 def test_photos_and_fits_must_match(tiny):
