@@ -17,7 +17,6 @@ import tyro
 from fitting.command import SUCCESS, UsageError, stage
 
 _HELD_OUT = 0.04  # of the people, at least two: never trained on, their error is reported
-_SYNTHETIC_SIZE, _HEAD_SHARE = 512, (0.6, 0.95)  # px, of the photos that are made; how much of them is head
 _PICTURES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp")
 
 
@@ -197,7 +196,8 @@ def _make_person(plan: _Plan, target: Path) -> str:
 
     fitter, region = _bench(plan.model, plan.size)
     seed = int(target.stem.split("_")[1])
-    settings = SynthesisSettings(size=_SYNTHETIC_SIZE, head_share=_HEAD_SHARE, yaw=35.0, detail=1.0)
+    # Portraits, as people take them: what the network sees must be as fine as what it draws.
+    settings = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
     made = synthetic_person(fitter, seed, plan.photos, plan.size, settings, region)
     if made:
         save_person(target, made)
