@@ -42,6 +42,7 @@ _NODES = 16  # of the light's error, in a row: 17 mm on the face of the default 
 _BLOCKS = 32  # in a row, over whose means D is broad: 9 mm
 _LARGEST_MM2 = 9.0  # of a texel; larger ones lie where the map is squeezed, beside the face
 _FINEST = 1e-3  # mm; the kernel |D| is rounded off below it
+_NEAR = 0.008  # of the map's side: 2 mm on the face
 _SHALLOW = 0.02  # mm; over which the darkening of cavities sets in
 
 
@@ -56,28 +57,31 @@ class DetailSettings:
     Logarithms are natural, of linear colour. Beyond its cut-off a robust term's cost is linear.
     """
 
-    steps: int = 5  # Gauss-Newton steps
-    inner_steps: int = 30  # of conjugate gradients in each
+    steps: int = 8  # Gauss-Newton steps
+    inner_steps: int = 12  # of conjugate gradients in each
     noise: float = 0.024  # logarithm: of a photo, with its blocks of compression
     dark: float = 0.008  # linear colour of the usual exposure: dark skin's logarithm is noisier
+    foreign: float = 0.5  # logarithm; what differs more from the fit over some mm is hair, glasses or a hard shadow
+    contrast: float = 0.25  # the same between some mm
     outlier: float = 1.8  # cut-off of the photo's residuals: gloss, edges of shadows, hairs
     cavity: float = 0.1  # logarithm by which a groove darkens for each mm below the skin around it
     cavity_mm: float = 1.5  # deviation of what is "around"
     displacement_mm: float = 4.0  # hardly a constraint; smoothness says what skin is like
-    sparsity_mm: float = 20.0  # mean of |D|: skin without detail stays without
-    broad_mm: float = 2.0  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
+    sparsity_mm: float = 40.0  # mean of |D|: skin without detail stays without
+    broad_mm: float = 0.2  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
+    slope: float = 0.4  # of D: detail does not turn the coarse surface
     bend: float = 0.25  # 1/mm; difference of normals between neighbours 1 mm apart
     bend_outlier: float = 2.0  # the bottom of a wrinkle bends more than other skin
     asymmetry_mm: float = 1.0  # difference between the two sides, where both or only the other are seen
     melanin: float = 0.3  # logarithm (length of the RGB vector), from the fit's albedo
     blood: float = 0.5
-    grey: float = 0.05  # stubble, and all that is neither
+    grey: float = 0.1  # stubble, and all that is neither
     melanin_edge: float = 0.1  # the same between neighbours 1 mm apart: moles have edges, most skin has none
     blood_edge: float = 0.15
-    grey_edge: float = 0.02
+    grey_edge: float = 0.05
     edge_outlier: float = 0.75
-    light: float = 0.1  # logarithm: a photo's light against the fit's
-    light_slope: float = 0.02  # the same between nodes 17 mm apart
+    light: float = 0.2  # logarithm: a photo's light against the fit's
+    light_slope: float = 0.05  # the same between nodes 17 mm apart
 
 
 class Unknowns(eqx.Module):
@@ -107,6 +111,7 @@ class _Scene(eqx.Module):
     seen: Float[Array, "row column"]  # 0 to 1, by any photo
     free: Float[Array, "row column"]  # 1 where D may differ from 0: seen here or on the other side
     variance: Float[Array, "photo row column 3"]  # of the photos' noise
+    trust: Float[Array, "photo row column"]  # 0 to 1, in each photo
 
 
 def optimise_detail(
@@ -193,7 +198,25 @@ def _scene(observations: DetailObservation, mirror_uv, numbers) -> _Scene:
         seen,
         ((seen > 0) | (_flipped(seen, flip) > 0)) * surface.valid.astype(jnp.float32),
         numbers["noise"] ** 2 + (numbers["dark"] / jnp.maximum(shown, 1e-3)) ** 2,
+        weight * jax.vmap(lambda r, w: _bare(r, w, numbers))(observations.ratio - tone[:, None, None], weight),
     )
+
+
+def _bare(ratio, weight, numbers):
+    """1 where a photo looks like the fit's skin, falling to 0 where it looks like something else."""
+    brightness = jnp.mean(ratio, axis=-1)
+    around = lambda x: _mean(x * weight) / jnp.maximum(_mean(weight), 1e-3)  # noqa: E731
+    broad = around(brightness)
+    contrast = around((brightness - broad) ** 2)
+    return 1.0 / (1.0 + (broad / numbers["foreign"]) ** 4 + (contrast / numbers["contrast"] ** 2) ** 2)
+
+
+def _mean(values):
+    """Over some mm, as two running means."""
+    side = max(1, round(values.shape[0] * _NEAR))
+    for axis in (0, 1, 0, 1):
+        values = sum(jnp.roll(values, k - side, axis) for k in range(2 * side + 1)) / (2 * side + 1)
+    return values
 
 
 def _tone(ratio, weight):
@@ -294,8 +317,9 @@ class _Terms:
         self.rows: dict[str, _Rows] = {}
         self.energies: dict[str, Array] = {}
         self.diagonal = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-9), now)
+        self.orders = [jnp.full_like(now.displacement, 1e-9) for _ in range(3)]
 
-    def add(self, name, rows, target, weight, kernel: AbstractKernel | None = None, at=None, **curvature):
+    def add(self, name, rows, target, weight, kernel: AbstractKernel | None = None, at=None, order=0, **curvature):
         """Residuals rows(x) - target, each texel's times `weight`; `at` is rows(now) where it is known.
 
         `curvature` names unknowns and their part of the diagonal for rows of weight 1.
@@ -306,6 +330,8 @@ class _Terms:
         self.rows[name] = _Rows(rows, target, (weight * share)[..., None])
         for unknown, of_weights in curvature.items():
             more = getattr(self.diagonal, unknown) + of_weights(weight * share)
+            if unknown == "displacement":
+                self.orders[order] = self.orders[order] + of_weights(weight * share)
             self.diagonal = eqx.tree_at(lambda d, name=unknown: getattr(d, name), self.diagonal, more)
 
 
@@ -339,9 +365,10 @@ def _terms(scene: _Scene, now: Unknowns, numbers: dict[str, Array]) -> _Terms:
         "photos",
         explained,
         linear - error / deviation,
-        photos.weight * area,
+        scene.trust * area,
         Huber(numbers["outlier"]),
         at=linear,
+        order=1,
         displacement=lambda w: jnp.sum(response * w[..., None], axis=(0, -1)),
         pigments=lambda w: jnp.sum(w[..., None] / scene.variance, axis=0) @ (_PIGMENTS.T**2),
         light=lambda w: 0.4 * _light_transpose(w[..., None] / scene.variance),
@@ -369,6 +396,15 @@ def _terms(scene: _Scene, now: Unknowns, numbers: dict[str, Array]) -> _Terms:
     )
     terms.add("breadth", lambda x: _blocks(x.displacement)[..., None] / numbers["broad_mm"], 0.0, jnp.ones(()))
     along_u, along_v = jnp.sum(surface.dual_u**2, axis=-1), jnp.sum(surface.dual_v**2, axis=-1)
+    lengths = jnp.sqrt(jnp.stack([along_u, along_v], axis=-1))
+    terms.add(
+        "slopes",
+        lambda x: jnp.stack(slopes(surface, x.displacement), axis=-1) * lengths / numbers["slope"],
+        0.0,
+        area,
+        order=1,
+        displacement=lambda w: 0.5 * (along_u + along_v) * w * squared["slope"],
+    )
     stiff = 6.0 * (along_u**2 + along_v**2 + along_u * along_v) * squared["bend"]
     terms.add(
         "smoothness",
@@ -376,6 +412,7 @@ def _terms(scene: _Scene, now: Unknowns, numbers: dict[str, Array]) -> _Terms:
         0.0,
         area,
         Huber(numbers["bend_outlier"]),
+        order=2,
         displacement=lambda w: w * stiff,
     )
     # The other side as it is now: to look it up in every product would cost more than all else.
@@ -438,7 +475,14 @@ def _gauss_newton(scene: _Scene, now: Unknowns, numbers, inner_steps: int) -> Un
 
     first = rows(now)
     downhill = jax.tree.map(jnp.negative, gradient({name: first[name] - term.target for name, term in terms.items()}))
-    precondition = lambda x: jax.tree.map(lambda a, d: a / d, x, diagonal)  # noqa: E731
+    levels = _levels(every.orders, scene.free)
+
+    def precondition(x: Unknowns) -> Unknowns:
+        alone = jax.tree.map(lambda a, d: a / d, x, diagonal)
+        height = alone.displacement
+        for up, of_level in levels:
+            height = height + up @ ((up.T @ x.displacement @ up) / of_level) @ up.T
+        return eqx.tree_at(lambda u: u.displacement, alone, height * scene.free)
 
     def advance(state, _):
         step, residual, direction, energy = state
@@ -454,6 +498,23 @@ def _gauss_newton(scene: _Scene, now: Unknowns, numbers, inner_steps: int) -> Un
     nothing = jax.tree.map(jnp.zeros_like, now)
     (step, *_), _ = lax.scan(advance, (nothing, downhill, begin, _dot(downhill, begin)), None, length=inner_steps)
     return _add(1.0, step, now)
+
+
+def _levels(orders, free):
+    size = free.shape[0]
+    out, width = [], 2
+    while size // width >= 8:
+        nodes = size // width
+        place = (np.arange(size) + 0.5) / width - 0.5
+        matrix = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(nodes)))
+        up = jnp.asarray(matrix, jnp.float32)
+        total = 0.0
+        for order, values in enumerate(orders):
+            mean = up.T @ values @ up / width**2
+            total = total + mean * (0.44, 2.7, 4.0)[order] * width ** (2 - 2 * order)
+        out.append((up, total))
+        width *= 2
+    return out
 
 
 def _dot(a: Any, b: Any) -> Float[Array, ""]:
