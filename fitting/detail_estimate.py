@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from fitting.detail_examples import example
 from fitting.detail_losses import LossWeights
 from fitting.detail_network import DetailInputs, DetailNetwork, input_maps
-from fitting.detail_observation import SIZE, DetailObservation, detail_region, observe
+from fitting.detail_observation import SIZE, DetailObservation, DetailRegion, detail_region, observe
 from fitting.detail_optimisation import optimise_detail
 from fitting.detail_training import Shared, TrainingSettings, losses, shared_by, stacked
 from fitting.fit import Fit
@@ -80,7 +80,7 @@ def estimate_detail(
         if refine:
             network = refined(network, fits, photos, masks, region)
         seen = [observe(f, p, size, m, region=region) for f, p, m in zip(fits, photos, masks, strict=True)]
-        return network_detail(network, fits, seen, region)
+        return network_detail(network, fits, seen, region.relief)
     layout = texture_layout(fits[0], size)
     seen = [observe(f, p, size, m, region=region) for f, p, m in zip(fits, photos, masks, strict=True)]
     displacement, _, _ = optimise_detail(seen, jnp.asarray(layout.mirror_uv, jnp.float32))
@@ -146,7 +146,7 @@ def refined(
     fits: Sequence[Fit],
     photos: Sequence[Photo],
     masks: Sequence[Bool[np.ndarray, "height width"] | None],
-    region: Float[np.ndarray, "size size"],
+    region: DetailRegion,
     steps: int = _REFINE_STEPS,
 ) -> DetailNetwork:
     """The network trained on, with these photos alone and no truth: what it costs to explain them.

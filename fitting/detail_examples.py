@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, UInt8
 from scipy.ndimage import gaussian_filter
 
 from fitting.detail_network import input_maps, tangent_frame
-from fitting.detail_observation import DetailObservation, detail_region, observe
+from fitting.detail_observation import DetailObservation, DetailRegion, detail_region, observe
 from fitting.fit import Fit, Fitter
 from fitting.identity_network import CHIP, chip_matrix, chip_taps, cut_chip
 from fitting.observation import Photo
@@ -50,7 +50,15 @@ class Example(NamedTuple):
     chip_share: Float[Any, "*batch 150 150"]  # 1 where that is skin with relief
 
 
-def example(fit: Fit, photo: Photo, size: int, mask=None, region=None, relief: Relief | None = None, expression=None):
+def example(
+    fit: Fit,
+    photo: Photo,
+    size: int,
+    mask: Bool[np.ndarray, "height width"] | None = None,
+    region: DetailRegion | None = None,
+    relief: Relief | None = None,
+    expression: Float[Array, " unit"] | None = None,
+) -> Example:
     """A fitted photo as an example; with `relief` and the true `expression`, of known truth."""
     region = detail_region(fit.model, size) if region is None else region
     observation = observe(fit, photo, size, mask, region=region)
@@ -61,10 +69,10 @@ def example(fit: Fit, photo: Photo, size: int, mask=None, region=None, relief: R
     drivers, true = np.zeros((groups, units)), np.zeros(units)
     if relief is not None:
         true = np.asarray(expression)
-        truth = averaged(np.asarray(relief.displacement(jnp.asarray(true))), size) * region
+        truth = averaged(np.asarray(relief.displacement(jnp.asarray(true))), size)
         wrinkles = averaged(np.asarray(relief.wrinkles), half)
         drivers = np.asarray(relief.drivers)
-    chip, chip_uv, chip_share = _chip(fit, photo, region)
+    chip, chip_uv, chip_share = _chip(fit, photo, region.bare)
     return Example(
         maps=maps.astype(np.float16),
         frame=frame.astype(np.float16),

@@ -17,7 +17,7 @@ from morphable.uv import sample_texture
 
 Plane = Float[Array, "size size"]
 
-_EDGE = 0.02  # slope below which differences cost quadratically: one degree
+_EDGE = 0.1  # slope below which differences cost quadratically: six degrees. Nearer to 0, noisy photos teach nothing
 _BLOCK = 16  # texels: what is smoother in a photo's ratio, the light's and the coarse shape's errors explain
 _OUTLIER = 0.1  # logarithm; what differs more is no shading
 

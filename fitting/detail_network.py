@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from fitting.detail_losses import fine
 from fitting.detail_observation import DetailObservation
 from morphable.detail import limited
 
@@ -52,7 +53,9 @@ class Prediction(NamedTuple):
     code: Float[Array, " code"]  # of the person's detail, for `DetailNetwork.decode`
 
 
-INPUT_CHANNELS = 15
+_FEATURES = 18  # channels that the first layer sees
+_LOUDER = 8.0  # shading by relief changes a photo's logarithm by a tenth; positions and normals are of order 1
+_FLAT = 0.2  # derivative of the logarithm below which a photo hardly tells a slope
 
 
 def input_maps(observation: DetailObservation) -> Float[Array, "size size 15"]:
@@ -81,6 +84,17 @@ def input_maps(observation: DetailObservation) -> Float[Array, "size size 15"]:
             light_response(observation) * valid,
         ],
         axis=-1,
+    )
+
+
+def _features(maps: Float[Array, "size size 15"]) -> Float[Array, "size size 18"]:
+    """The maps as the first layer sees them: of one order, and beside them what is fine in the photo, and which slopes
+    alone would explain it (the shortest ones, as in linear shape from shading, Pentland 1990)."""
+    texture, ratio, weight, surface, response = jnp.split(maps, [3, 6, 7, 13], axis=-1)
+    shading = (fine(jnp.mean(ratio, axis=-1), weight[..., 0]) * weight[..., 0])[..., None]
+    slope = response * shading / (jnp.sum(response**2, axis=-1, keepdims=True) + _FLAT**2)
+    return jnp.concatenate(
+        [2.0 * texture, 2.0 * ratio, _LOUDER * shading, weight, surface, response, _LOUDER * slope], axis=-1
     )
 
 
@@ -338,7 +352,7 @@ class DetailNetwork(eqx.Module):
             )
         keys = iter(jax.random.split(key, 8 * len(widths) + 8))
         condition = identity + len(names) + _JAW
-        self.stem = Convolution(next(keys), 4 * INPUT_CHANNELS, widths[0])
+        self.stem = Convolution(next(keys), 4 * _FEATURES, widths[0])
         self.encoder = tuple(
             (
                 # At the finest scale these would cost as much as all the rest.
@@ -363,7 +377,7 @@ class DetailNetwork(eqx.Module):
 
     def __call__(self, inputs: DetailInputs) -> Prediction:
         """Displacement and code of one face."""
-        x = self.stem(_folded(inputs.maps))
+        x = self.stem(_folded(_features(inputs.maps)))
         passed = []
         for residual, attention, down in self.encoder:
             x = x if residual is None else residual(x)

@@ -6,6 +6,7 @@ of the albedo; the light's errors are smooth. So the three add, and detail is wh
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float
 from fitting.fit import Fit
 from fitting.mesoscopic import plain_skin
 from fitting.observation import Photo
+from fitting.skin_relief import relief_region
 from fitting.texture_map import SHADE_FLOOR, TextureLayout, observe_texels, texture_layout, usual_shade
 from morphable.detail import UVSurface, detail_normals, uv_surface
 from morphable.model import MorphableModel
@@ -63,9 +65,17 @@ def _surface(mesh, size: int) -> UVSurface:
     return uv_surface(mesh, texel_table(mesh.uv, mesh.triangles, size))
 
 
-def detail_region(model: MorphableModel, size: int = SIZE) -> Float[np.ndarray, "{size} {size}"]:
-    """1 where a map shows skin of the face's front that may have relief, falling softly to 0 towards all else."""
-    return plain_skin(model, size, _NOT_SKIN)
+class DetailRegion(NamedTuple):
+    """Where on a map there is skin of the face's front: 1 there, falling softly to 0 towards all else."""
+
+    relief: Float[np.ndarray, "size size"]  # skin that may have relief, under brows, too
+    bare: Float[np.ndarray, "size size"]  # skin that a photo shows, if nothing else covers it
+
+
+def detail_region(model: MorphableModel, size: int = SIZE) -> DetailRegion:
+    """The region of a model's map."""
+    relief = relief_region(model, size)
+    return DetailRegion(relief, relief * plain_skin(model, size, _NOT_SKIN))
 
 
 def observe(
@@ -74,7 +84,7 @@ def observe(
     size: int = SIZE,
     mask: Bool[np.ndarray, "height width"] | None = None,
     layout: TextureLayout | None = None,
-    region: Float[np.ndarray, "row column"] | None = None,
+    region: DetailRegion | None = None,
 ) -> DetailObservation:
     """What a fitted photo shows at the texels of a size x size map; `mask` is true where the photo may be used.
 
@@ -88,7 +98,7 @@ def observe(
     single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
     return DetailObservation(
         ratio=single(ratio),
-        weight=single(trust * region),
+        weight=single(trust * region.bare),
         plain=single(layout.plain),
         surface=_surface(mesh, size),
         rotation=single(fit.camera.rotation),

@@ -73,7 +73,7 @@ def shared_by(model: MorphableModel, size: int) -> Shared:
     """What the training needs of a model, and dlib's network for the terms of pictures."""
     table = texel_table(model.uv, model.triangles, size)
     mirror = interpolate(model.uv[model.mirror], model.triangles, *table)
-    return Shared(jnp.asarray(detail_region(model, size), jnp.float32), mirror, load_identity_network())
+    return Shared(jnp.asarray(detail_region(model, size).relief), mirror, load_identity_network())
 
 
 class State(NamedTuple):

@@ -268,13 +268,7 @@ _CHART_MM = 300.0
 
 def relief_layout(model: MorphableModel, size: int) -> ReliefLayout:
     """The layout of reliefs on the model's size x size map. Once for each model: takes about a second."""
-    table = texel_table(model.uv, model.triangles, size)
-    frame = jnp.asarray(_reference_frame(model), jnp.float32)
-    mesh = Mesh(frame, model.triangles, uv=model.uv)
-    flat = np.asarray(interpolate(jnp.concatenate([frame, mesh.normals], axis=1), model.triangles, *table), float)
-    points, normals = flat[..., :3], flat[..., 3:]
-    normals = normals / np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-9)
-    texel_mm = _texel_mm(points, np.asarray(table.triangle_ids) >= 0)
+    table, points, normals, texel_mm = _reference_surface(model, size)
     skin, face = _skin(model, table, points, normals, texel_mm)
     texels = np.flatnonzero((skin > 0) | (face > 0))
     if not (skin > 0).any():
@@ -314,6 +308,22 @@ def relief_layout(model: MorphableModel, size: int) -> ReliefLayout:
         group_names=tuple(group.name for group in groups),
         texel_mm=texel_mm,
     )
+
+
+def relief_region(model: MorphableModel, size: int) -> Float[np.ndarray, "{size} {size}"]:
+    """1 on the map's texels of the face's bare skin, where reliefs are drawn, fading to 0 over a few mm."""
+    return _skin(model, *_reference_surface(model, size))[0].astype(np.float32)
+
+
+def _reference_surface(model: MorphableModel, size: int):
+    """Under each texel the point and normal of the mean head in the reference face's frame; mm of a texel's side."""
+    table = texel_table(model.uv, model.triangles, size)
+    frame = jnp.asarray(_reference_frame(model), jnp.float32)
+    mesh = Mesh(frame, model.triangles, uv=model.uv)
+    flat = np.asarray(interpolate(jnp.concatenate([frame, mesh.normals], axis=1), model.triangles, *table), float)
+    points, normals = flat[..., :3], flat[..., 3:]
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=2, keepdims=True), 1e-9)
+    return table, points, normals, _texel_mm(points, np.asarray(table.triangle_ids) >= 0)
 
 
 def _reference_frame(model: MorphableModel) -> Float[np.ndarray, "vertex 3"]:
