@@ -602,6 +602,8 @@ def _check_detail(detail: str, refine: bool, weights: Path | None) -> None:
         raise UsageError(f"--refine: got it with --detail {detail}, expected it with --detail network.")
     if weights is not None and detail != "network":
         raise UsageError(f"--detail-weights: got them with --detail {detail}, expected them with --detail network.")
+    if weights is not None and not weights.is_file():
+        raise UsageError(f"--detail-weights: got {weights}, expected a file that 'facefit train-detail' wrote.")
 
 
 def _detail_network(detail: str, weights: Path | None, model):

@@ -110,7 +110,7 @@ def pair(pixels) -> Image.Image:
 def brief(monkeypatch):
     """Write the numbers alone: textures and pictures take seconds, and `good` has them."""
 
-    def write(folder, fit, photo, mask=None, settings=None, detection=None, texture_size=1024, report=False):
+    def write(folder, fit, photo, mask=None, settings=None, detection=None, size=1024, report=False, detail=None):
         np.savez(folder / "fit.npz", **export.fit_arrays([fit]))
         described = export.fit_record(fit, settings, detection, photo.notes)
         (folder / "fit.json").write_text(json.dumps(described, allow_nan=False), encoding="utf-8")
@@ -479,6 +479,9 @@ BAD = {
     "focal infinite": (("whole.jpg", "--focal-px", "inf"), ("--focal-px", "got inf", "positive")),
     "mask of another size": (("whole.jpg", "--mask", "small_mask.png"), ("100 x 90", "512 x 512", "full size")),
     "black mask": (("whole.jpg", "--mask", "black_mask.png"), ("black everywhere", "Invert")),
+    "refine without a network": (("whole.jpg", "--refine"), ("--refine", "--detail none", "--detail network")),
+    "weights of nothing": (("whole.jpg", "--detail", "optimise", "--detail-weights", "w"), ("--detail-weights",)),
+    "missing weights": (("whole.jpg", "--detail", "network", "--detail-weights", "w"), ("got w", "train-detail")),
     "mask that is none": (("whole.jpg", "--mask", "text.jpg"), ("text.jpg", "no picture")),
 }
 

@@ -197,3 +197,24 @@ def test_renderer_imports_morphable_meshes_and_colour_only():
             for name in names:
                 assert not name.startswith("fitting"), f"{path.name} imports {name}"
                 assert not name.startswith("morphable") or name in allowed, f"{path.name} imports {name}"
+
+
+def test_normal_map_of_a_sphere_is_the_sphere_and_a_turned_one_is_lit_as_turned(sphere, camera):
+    """A map of head-space normals replaces the mesh's own; where it is zero they stay."""
+    light = ambient_light(0.3 * jnp.ones(3)) + DirectionalLight(jnp.array([0.6, 0.0, -0.8]), jnp.ones(3)).harmonics()
+    column, row = np.meshgrid((np.arange(256) + 0.5) / 256, (np.arange(128) + 0.5) / 128)
+    around, down = (column - 0.5) * 2 * np.pi, row * np.pi
+    own = np.stack([np.sin(around) * np.sin(down), np.cos(down), np.cos(around) * np.sin(down)], -1).astype(np.float32)
+    plain = render(sphere, camera, light)
+    mapped = render(sphere, camera, light, normal_map=jnp.asarray(own))
+    none = render(sphere, camera, light, normal_map=jnp.zeros((128, 256, 3)))
+    np.testing.assert_allclose(none.colour, plain.colour, atol=1e-6)
+    inner = np.asarray(plain.normals[..., 2]) < -0.3
+    assert np.abs(mapped.colour - plain.colour)[inner].max() < 0.03
+    tilt = jaxlie.SO3.from_y_radians(0.3).as_matrix()
+    turned = render(sphere, camera, light, normal_map=jnp.asarray(own) @ tilt.T)
+    seen = np.asarray(camera.rotation @ tilt @ camera.rotation.T)
+    expected = lambert(jnp.full((*inner.shape, 3), 0.6), jnp.asarray(plain.normals) @ seen.T, light)
+    assert np.abs(turned.colour - expected)[inner].max() < 0.04
+    with pytest.raises(ValueError, match="mesh.uv is None"):
+        render(eqx.tree_at(lambda m: m.uv, sphere, None), camera, light, normal_map=jnp.asarray(own))
