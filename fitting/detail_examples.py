@@ -20,15 +20,16 @@ from fitting.detail_observation import DetailObservation, DetailRegion, detail_r
 from fitting.fit import Fit, Fitter
 from fitting.identity_network import CHIP, chip_matrix, chip_taps, cut_chip
 from fitting.observation import Photo
-from fitting.skin_relief import Relief
-from fitting.synthesis import SynthesisSettings, synthesize
+from fitting.synthesis import SynthesisSettings, SyntheticPhoto, synthesize
 from fitting.texture_map import solid_triangles
 from morphable.detail import skin_vertices
 from morphable.model import MorphableModel
 from morphable.uv import interpolate, sample_texture
+from renderer.fill import extrapolate
 from renderer.rasterize import barycentrics, rasterize
 
 _LANDMARK_NOISE_PX = 1.5  # of a 512 px photo: detectors' random part, apart from their conventions
+_FARTHEST = 0.06  # of the map, 17 mm on the face: by how much a fit may be off along the skin
 _BASE_TEXELS = 4.0  # deviation of the blur that leaves a photo's colours without fine pattern
 
 
@@ -56,22 +57,27 @@ def example(
     size: int,
     mask: Bool[np.ndarray, "height width"] | None = None,
     region: DetailRegion | None = None,
-    relief: Relief | None = None,
-    expression: Float[Array, " unit"] | None = None,
+    synthetic: SyntheticPhoto | None = None,
 ) -> Example:
-    """A fitted photo as an example; with `relief` and the true `expression`, of known truth."""
+    """A fitted photo as an example, of known truth if it is `synthetic`.
+
+    A fit is off by a few mm along the skin, as wide as a wrinkle. So the truth of a texel is the relief of whatever
+    place of the true head the photo shows there (`shown_places`), not of the texel's own.
+    """
     region = detail_region(fit.model, size) if region is None else region
     observation = observe(fit, photo, size, mask, region=region)
     maps, frame, base = (np.asarray(x) for x in _maps(observation))
     units = len(fit.expression)
+    relief = None if synthetic is None else synthetic.scene.relief
     groups, half = (0, size // 2) if relief is None else (len(relief.wrinkles), size // 2)
     truth, wrinkles = np.zeros((size, size)), np.zeros((groups, half, half))
     drivers, true = np.zeros((groups, units)), np.zeros(units)
-    if relief is not None:
-        true = np.asarray(expression)
-        truth = averaged(np.asarray(relief.displacement(jnp.asarray(true))), size)
-        wrinkles = averaged(np.asarray(relief.wrinkles), half)
-        drivers = np.asarray(relief.drivers)
+    if synthetic is not None and relief is not None:
+        places = shown_places(fit, synthetic, observation)
+        true, drivers = np.asarray(synthetic.truth.expression), np.asarray(relief.drivers)
+        truth = _carried(relief.displacement(synthetic.truth.expression)[None], places)[0] * region.relief
+        coarse = np.asarray(places).reshape(half, 2, half, 2, 2).mean(axis=(1, 3))
+        wrinkles = _carried(jnp.asarray(averaged(np.asarray(relief.wrinkles), half)), coarse)
     chip, chip_uv, chip_share = _chip(fit, photo, region.bare)
     return Example(
         maps=maps.astype(np.float16),
@@ -100,6 +106,45 @@ def _without_pattern(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
     share = gaussian_filter(weight, _BASE_TEXELS)[..., None]
     smooth = gaussian_filter(colour * weight[..., None], (_BASE_TEXELS, _BASE_TEXELS, 0)) / np.maximum(share, 1e-3)
     return np.where(share > 1e-2, smooth, colour)
+
+
+def shown_places(
+    fit: Fit, synthetic: SyntheticPhoto, observation: DetailObservation
+) -> Float[np.ndarray, "size size 2"]:
+    """Which place (uv) of the true head's map the photo shows at each texel of the fit's.
+
+    Where the photo does not show the fit's skin, the differences around are continued.
+    """
+    model, size = fit.model, len(observation.weight)
+    own = np.stack(np.meshgrid(*2 * [(np.arange(size) + 0.5) / size]), axis=-1)
+    pixels = fit.camera.project(jnp.asarray(observation.surface.points).reshape(-1, 3))
+    bounds = np.array([fit.camera.width, fit.camera.height], np.float32)
+    finer = synthetic.camera.resize(2 * fit.camera.height, 2 * fit.camera.width)
+    seen = _seen_uv(jnp.asarray(synthetic.vertices), jnp.asarray(solid_triangles(model)), model.uv, finer)
+    found = np.asarray(sample_texture(seen, jnp.asarray(pixels) / bounds)).reshape(size, size, 3)
+    away = found[..., :2] / np.maximum(found[..., 2:], 1e-3) - own
+    # At outlines two places mix; and what is far off is another part of the head.
+    known = (found[..., 2] > 0.999) & (np.abs(away).max(axis=-1) < _FARTHEST) & (np.asarray(observation.weight) > 0.05)
+    away = np.where(known[..., None], away, 0.0)
+    return own + extrapolate(away, known.astype(float), np.zeros(2), fade=0.02)
+
+
+@eqx.filter_jit
+def _seen_uv(vertices, triangles, uv, camera) -> Float[Array, "row column 3"]:
+    """The uv that each pixel shows, and 1; zeros where it shows none."""
+    points = camera.to_camera(vertices)
+    pixels, depth = camera.project_camera(points), points[:, 2]
+    ids = rasterize(pixels, depth, triangles, camera.height, camera.width, near=camera.near)
+    columns = jnp.concatenate([uv, jnp.ones((len(uv), 1))], axis=1)
+    return interpolate(columns, triangles, ids, barycentrics(pixels, depth, triangles, ids))
+
+
+def _carried(maps: Float[Array, "channel fine fine"], places: np.ndarray) -> Float[np.ndarray, "channel size size"]:
+    """Maps as seen at places (uv) of them: four lookups a texel."""
+    stacked, step = jnp.moveaxis(jnp.asarray(maps), 0, -1), 0.25 / len(places)
+    shifts = [(a * step, b * step) for a in (-1, 1) for b in (-1, 1)]
+    looked = [np.asarray(sample_texture(stacked, jnp.asarray(places + np.array(s), jnp.float32))) for s in shifts]
+    return np.moveaxis(np.mean(looked, axis=0), -1, 0)
 
 
 def averaged(maps: np.ndarray, size: int) -> np.ndarray:
@@ -210,9 +255,7 @@ def synthetic_person(fitter: Fitter, seed: int, photos: int, size: int, settings
         fit = fitter.fit(synthetic.photo, synthetic.as_face(_LANDMARK_NOISE_PX, seed + k))
         if fit.result == "failed":
             continue
-        made.append(
-            example(fit, synthetic.photo, size, None, region, synthetic.scene.relief, synthetic.truth.expression)
-        )
+        made.append(example(fit, synthetic.photo, size, None, region, synthetic))
     return made
 
 
