@@ -43,6 +43,7 @@ _BLOCKS = 32  # in a row, over whose means D is broad: 9 mm
 _LARGEST_MM2 = 9.0  # of a texel; larger ones lie where the map is squeezed, beside the face
 _FINEST = 1e-3  # mm; the kernel |D| is rounded off below it
 _NEAR = 0.008  # of the map's side: 2 mm on the face
+_COARSEST = 8  # nodes in a row of the solver's coarsest grid
 _SHALLOW = 0.02  # mm; over which the darkening of cavities sets in
 
 
@@ -59,29 +60,30 @@ class DetailSettings:
 
     steps: int = 8  # Gauss-Newton steps
     inner_steps: int = 12  # of conjugate gradients in each
-    noise: float = 0.024  # logarithm: of a photo, with its blocks of compression
-    dark: float = 0.008  # linear colour of the usual exposure: dark skin's logarithm is noisier
+    noise: float = 0.016  # logarithm: of a photo, with its blocks of compression
+    dark: float = 0.005  # linear colour of the usual exposure: dark skin's logarithm is noisier
     foreign: float = 0.5  # logarithm; what differs more from the fit over some mm is hair, glasses or a hard shadow
     contrast: float = 0.25  # the same between some mm
     outlier: float = 1.8  # cut-off of the photo's residuals: gloss, edges of shadows, hairs
-    cavity: float = 0.1  # logarithm by which a groove darkens for each mm below the skin around it
+    cavity: float = 0.3  # logarithm by which a groove darkens for each mm below the skin around it
     cavity_mm: float = 1.5  # deviation of what is "around"
     displacement_mm: float = 4.0  # hardly a constraint; smoothness says what skin is like
     sparsity_mm: float = 40.0  # mean of |D|: skin without detail stays without
-    broad_mm: float = 0.2  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
-    slope: float = 0.4  # of D: detail does not turn the coarse surface
-    bend: float = 0.25  # 1/mm; difference of normals between neighbours 1 mm apart
-    bend_outlier: float = 2.0  # the bottom of a wrinkle bends more than other skin
+    broad_mm: float = 0.08  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
+    slope: float = 0.35  # of D: detail does not turn the coarse surface
+    bend: float = 0.12  # 1/mm; difference of normals between neighbours 1 mm apart
+    bend_outlier: float = 1.0  # the bottom of a wrinkle bends more than other skin
     asymmetry_mm: float = 1.0  # difference between the two sides, where both or only the other are seen
-    melanin: float = 0.3  # logarithm (length of the RGB vector), from the fit's albedo
+    melanin: float = 0.5  # logarithm (length of the RGB vector), from the fit's albedo
     blood: float = 0.5
-    grey: float = 0.1  # stubble, and all that is neither
+    grey: float = 0.04  # stubble, and all that is neither
+    pigment_outlier: float = 1.0  # moles and stubble are far from other skin
     melanin_edge: float = 0.1  # the same between neighbours 1 mm apart: moles have edges, most skin has none
     blood_edge: float = 0.15
-    grey_edge: float = 0.05
-    edge_outlier: float = 0.75
-    light: float = 0.2  # logarithm: a photo's light against the fit's
-    light_slope: float = 0.05  # the same between nodes 17 mm apart
+    grey_edge: float = 0.02
+    edge_outlier: float = 0.5
+    light: float = 0.1  # logarithm: a photo's light against the fit's
+    light_slope: float = 0.02  # the same between nodes 17 mm apart
 
 
 class Unknowns(eqx.Module):
@@ -144,7 +146,6 @@ def optimise_detail(
     return limited(found.displacement), found.pigments @ jnp.asarray(_PIGMENTS), history
 
 
-@eqx.filter_jit
 def detail_energies(
     observations: Sequence[DetailObservation],
     mirror_uv: Float[Array, "row column 2"],
@@ -317,22 +318,34 @@ class _Terms:
         self.rows: dict[str, _Rows] = {}
         self.energies: dict[str, Array] = {}
         self.diagonal = jax.tree.map(lambda leaf: jnp.full_like(leaf, 1e-9), now)
-        self.orders = [jnp.full_like(now.displacement, 1e-9) for _ in range(3)]
+        self.orders = [jnp.full_like(now.displacement, 1e-9) for _ in range(3)]  # D's, by order of differentiation
 
-    def add(self, name, rows, target, weight, kernel: AbstractKernel | None = None, at=None, order=0, **curvature):
-        """Residuals rows(x) - target, each texel's times `weight`; `at` is rows(now) where it is known.
+    def add(
+        self,
+        name: str,
+        rows: Callable[[Unknowns], Array],
+        target: Array | float,
+        weight: Array,
+        kernel: AbstractKernel | None = None,
+        at: Array | None = None,
+        order: int = 0,
+        **diagonals: Callable[[Array], Array],
+    ) -> None:
+        """Residuals rows(x) - target, each row's times `weight`; `at` is rows(now) where it is at hand.
 
-        `curvature` names unknowns and their part of the diagonal for rows of weight 1.
+        `diagonals` gives, by unknown, the diagonal that rows of given weights add; `order` is how often D is
+        differentiated in them.
         """
         square = jnp.sum(((rows(self.now) if at is None else at) - target) ** 2, axis=-1)
         share = jnp.ones_like(square) if kernel is None else kernel.weight(square)
         self.energies[name] = 0.5 * jnp.sum(weight * (square if kernel is None else kernel.rho(square)))
-        self.rows[name] = _Rows(rows, target, (weight * share)[..., None])
-        for unknown, of_weights in curvature.items():
-            more = getattr(self.diagonal, unknown) + of_weights(weight * share)
+        self.rows[name] = _Rows(rows, jnp.asarray(target), (weight * share)[..., None])
+        for unknown, of_weights in diagonals.items():
+            more = of_weights(weight * share)
+            total = getattr(self.diagonal, unknown) + more
+            self.diagonal = eqx.tree_at(lambda d, name=unknown: getattr(d, name), self.diagonal, total)
             if unknown == "displacement":
-                self.orders[order] = self.orders[order] + of_weights(weight * share)
-            self.diagonal = eqx.tree_at(lambda d, name=unknown: getattr(d, name), self.diagonal, more)
+                self.orders[order] = self.orders[order] + more
 
 
 def _terms(scene: _Scene, now: Unknowns, numbers: dict[str, Array]) -> _Terms:
@@ -426,7 +439,14 @@ def _terms(scene: _Scene, now: Unknowns, numbers: dict[str, Array]) -> _Terms:
 
     sigma = jnp.stack([numbers[name] for name in ("melanin", "blood", "grey")])
     edge = jnp.stack([numbers[name + "_edge"] for name in ("melanin", "blood", "grey")])
-    terms.add("pigments", lambda x: x.pigments / sigma, 0.0, free, pigments=lambda w: w[..., None] / sigma**2)
+    terms.add(
+        "pigments",
+        lambda x: (x.pigments / sigma)[..., None],
+        0.0,
+        free[..., None],
+        Huber(numbers["pigment_outlier"]),
+        pigments=lambda w: w / sigma**2,
+    )
     terms.add(
         "edges",
         lambda x: (_edges(x.pigments, surface) / edge)[..., None],
@@ -464,8 +484,9 @@ def _gauss_newton(scene: _Scene, now: Unknowns, numbers, inner_steps: int) -> Un
         return {name: term.rows(x) for name, term in terms.items()}
 
     transpose = jax.linear_transpose(rows, now)
-    held = Unknowns(scene.free, scene.free[..., None], jnp.ones(()))
-    pinned = lambda x: jax.tree.map(jnp.multiply, x, held)  # noqa: E731
+
+    def pinned(x: Unknowns) -> Unknowns:
+        return Unknowns(x.displacement * scene.free, x.pigments * scene.free[..., None], x.light)
 
     def gradient(residuals):
         return pinned(transpose({name: term.weight * residuals[name] for name, term in terms.items()})[0])
@@ -475,13 +496,13 @@ def _gauss_newton(scene: _Scene, now: Unknowns, numbers, inner_steps: int) -> Un
 
     first = rows(now)
     downhill = jax.tree.map(jnp.negative, gradient({name: first[name] - term.target for name, term in terms.items()}))
-    levels = _levels(every.orders, scene.free)
+    levels = _levels(every.orders)
 
     def precondition(x: Unknowns) -> Unknowns:
-        alone = jax.tree.map(lambda a, d: a / d, x, diagonal)
+        alone = jax.tree.map(lambda leaf, d: leaf / d, x, diagonal)
         height = alone.displacement
-        for up, of_level in levels:
-            height = height + up @ ((up.T @ x.displacement @ up) / of_level) @ up.T
+        for up, level in levels:
+            height = height + up @ ((up.T @ x.displacement @ up) / level) @ up.T
         return eqx.tree_at(lambda u: u.displacement, alone, height * scene.free)
 
     def advance(state, _):
@@ -500,25 +521,32 @@ def _gauss_newton(scene: _Scene, now: Unknowns, numbers, inner_steps: int) -> Un
     return _add(1.0, step, now)
 
 
-def _levels(orders, free):
-    size = free.shape[0]
-    out, width = [], 2
-    while size // width >= 8:
-        nodes = size // width
+# A hat function, 2 w wide in both directions, has about this energy over w^(2 - 2 order).
+_HAT = (4 / 9, 8 / 3, 4.0)
+
+
+def _levels(orders: Sequence[Array]) -> list[tuple[Float[np.ndarray, "size node"], Float[Array, "node node"]]]:
+    """Grids ever coarser: their hat functions, and the diagonal of the normal equations for these.
+
+    Corrections on all of them at once make the number of steps independent of the map's size (Bramble, Pasciak & Xu
+    1990, "Parallel multilevel preconditioners"); with the texels alone, what is broad would take hundreds.
+    """
+    size = orders[0].shape[0]
+    levels, width = [], 2
+    while size // width >= _COARSEST:
         place = (np.arange(size) + 0.5) / width - 0.5
-        matrix = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(nodes)))
-        up = jnp.asarray(matrix, jnp.float32)
-        total = 0.0
-        for order, values in enumerate(orders):
-            mean = up.T @ values @ up / width**2
-            total = total + mean * (0.44, 2.7, 4.0)[order] * width ** (2 - 2 * order)
-        out.append((up, total))
+        up = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(size // width))).astype(np.float32)
+        parts = [
+            hat * width ** (2 - 2 * k) * (up.T @ values @ up) / width**2
+            for k, (hat, values) in enumerate(zip(_HAT, orders, strict=True))
+        ]
+        levels.append((up, sum(parts[1:], parts[0])))
         width *= 2
-    return out
+    return levels
 
 
 def _dot(a: Any, b: Any) -> Float[Array, ""]:
-    return sum(jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return sum((jnp.vdot(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)), jnp.zeros(()))
 
 
 def _add(factor, a, b):

@@ -1,0 +1,187 @@
+"""How much nearer to the truth detail brings a head's normals, on synthetic photos that no training has seen.
+
+    python -m benchmarks detail [--count 12] [--first 900000] [--size 256] [--shared ../shared]
+
+For each photo, with the true coarse parameters and with facefit's own fit: mean angle between the normals of the head
+with detail and the true ones, pixel by pixel in the camera's frame, over bare skin that the photo shows, and the
+correlation of the displacements without what is broader than 8 mm.
+With --shared also what it does to scan-to-mesh distances of `data/ict_dev`, heads without wrinkles.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from scipy.ndimage import gaussian_filter
+
+import morphable
+from fitting.detail_observation import DetailObservation, detail_region, observe
+from fitting.detail_optimisation import optimise_detail
+from fitting.detection import detect_faces
+from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
+from fitting.fit import Fit, Fitter
+from fitting.ground_truth import read_scan
+from fitting.observation import read_photo
+from fitting.synthesis import SynthesisSettings, SyntheticPhoto, solid, synthesize
+from fitting.texture_map import texture_layout
+from morphable.detail import detail_normals, displaced_mesh, skin_vertices
+from morphable.mesh import Mesh
+from morphable.model import MorphableModel
+from morphable.uv import sample_texture
+from renderer.camera import Pinhole
+from renderer.render import render
+
+Map = Float[np.ndarray, "size size"]
+Method = Callable[[DetailObservation, Fit], Map]  # mm
+
+# As the training's photos (`fitting.detail_command`).
+PHOTOS = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
+_FINE_PX = 12.0  # deviation, pixels of the photo: about 6 mm
+
+
+def methods(model: MorphableModel, size: int) -> dict[str, Method]:
+    """What is compared. A method gets an observation and the fit that it was made with."""
+
+    def optimised(observation: DetailObservation, fit: Fit) -> Map:
+        displacement, _, _ = optimise_detail([observation], texture_layout(fit, size).mirror_uv.astype(np.float32))
+        return np.asarray(displacement)
+
+    return {"no detail": lambda observation, fit: np.zeros((size, size), np.float32), "optimised": optimised}
+
+
+def true_fit(model: MorphableModel, fit: Fit, synthetic: SyntheticPhoto) -> Fit:
+    """A fit that found the truth."""
+    face = synthetic.truth
+    return dataclasses.replace(
+        fit,
+        camera=synthetic.camera,
+        identity=np.asarray(face.identity),
+        expression=np.asarray(face.expression),
+        albedo=np.asarray(face.albedo),
+        light=np.asarray(face.light),
+        problem=None,
+        parameters=None,
+        labels=None,
+    )
+
+
+@eqx.filter_jit
+def _picture(model: MorphableModel, vertices, camera: Pinhole, normals, maps):
+    """Normals in camera axes and maps as the camera sees them, and where there is a head."""
+    picture = render(
+        Mesh(vertices, solid(model), model.uv), camera, jnp.zeros((9, 3)), normal_map=normals, shadow_size=None
+    )
+    return picture.normals, sample_texture(maps, picture.uv), picture.triangle_ids >= 0
+
+
+def seen(model: MorphableModel, fit: Fit, observation: DetailObservation, displacement: Map, weight: Map):
+    """Normals, displacement and weight, pixel by pixel."""
+    normals = detail_normals(observation.surface, jnp.asarray(displacement))
+    maps = jnp.stack([jnp.asarray(displacement), jnp.asarray(weight)], axis=-1)
+    parts = _picture(model, jnp.asarray(fit.vertices), fit.camera, normals, maps)
+    normals, maps, head = (np.asarray(p) for p in parts)
+    return normals, maps[..., 0], maps[..., 1] * head
+
+
+def degrees(one, other) -> np.ndarray:
+    """Angles between unit vectors."""
+    return np.degrees(np.arccos(np.clip(np.sum(one * other, axis=-1), -1, 1)))
+
+
+def fine(values, weight):
+    """Values without what is broad, and without their mean."""
+    smooth = gaussian_filter(values * weight, _FINE_PX) / np.maximum(gaussian_filter(weight, _FINE_PX), 1e-3)
+    high = values - smooth
+    return high - np.sum(high * weight) / weight.sum()
+
+
+def scores(one, other) -> tuple[float, float]:
+    """Mean angle in degrees and correlation of the fine displacement, over what both see."""
+    weight = one[2] * other[2]
+    angle = float(np.sum(degrees(one[0], other[0]) * weight) / weight.sum())
+    a, b = fine(one[1], weight), fine(other[1], weight)
+    both = np.sqrt(np.sum(a * a * weight) * np.sum(b * b * weight))
+    return angle, float(np.sum(a * b * weight) / max(both, 1e-9))
+
+
+def synthetic(fitter: Fitter, args) -> None:
+    model, size = fitter.model, args.size
+    region = detail_region(model, size)
+    compared = methods(model, size)
+    rows, seconds = defaultdict(list), defaultdict(list)
+    for seed in range(args.first, args.first + args.count):
+        shown = synthesize(model, seed, PHOTOS)
+        fit = fitter.fit(shown.photo, shown.as_face(1.5, seed))
+        if fit.result == "failed":
+            continue
+        relief = np.asarray(shown.scene.relief.displacement(shown.truth.expression), np.float32)
+        step = len(relief) // size
+        relief = relief.reshape(size, step, size, step).mean(axis=(1, 3))
+        truth = true_fit(model, fit, shown)
+        true_observation = observe(truth, shown.photo, size, region=region)
+        true = seen(model, truth, true_observation, relief, np.asarray(true_observation.weight))
+        for scenario, guess, observation in (
+            ("true coarse parameters", truth, true_observation),
+            ("facefit's fit", fit, observe(fit, shown.photo, size, region=region)),
+        ):
+            for name, method in compared.items():
+                began = time.perf_counter()
+                displacement = method(observation, guess)
+                seconds[name].append(time.perf_counter() - began)
+                found = seen(model, guess, observation, displacement, np.asarray(observation.weight))
+                rows[scenario, name].append(scores(found, true))
+        told = {key: values[-1] for key, values in rows.items()}
+        print(seed, f"age {float(shown.scene.relief.age):.2f}", *(f"{a:.2f} ({c:.2f})" for a, c in told.values()))
+    print(f"\n{'':26s}{'method':14s}{'degrees':>8s}{'less':>8s}{'correlation':>12s}{'seconds':>9s}")
+    for (scenario, name), values in rows.items():
+        values, base = np.array(values), np.array(rows[scenario, "no detail"])
+        gain = 1.0 - values[:, 0].mean() / base[:, 0].mean()
+        middle = np.median(seconds[name])
+        print(f"{scenario:26s}{name:14s}{values[:, 0].mean():8.2f}{gain:8.1%}{values[:, 1].mean():12.2f}{middle:9.2f}")
+
+
+def scans(fitter: Fitter, args) -> None:
+    model, size = fitter.model, args.size
+    region, mean, skin = detail_region(model, size), mean_face(model), skin_vertices(model)
+    compared = methods(model, size)
+    rows = defaultdict(list)
+    for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
+        photo = read_photo(folder / "y+00.jpg")
+        fit = fitter.fit(photo, detect_faces(photo)[0])
+        observation = observe(fit, photo, size, region=region)
+        scan = read_scan(folder / "gt.npz", mask="face_mask_core", expression=0)
+        for name, method in compared.items():
+            displacement = method(observation, fit)
+            head = Mesh(jnp.asarray(fit.neutral_vertices), model.triangles, model.uv)
+            vertices = displaced_mesh(head, jnp.asarray(displacement), 0, skin).vertices
+            points = np.asarray(model.landmarks(vertices), float)
+            score = scan_to_mesh(scan, FaceMesh(np.asarray(vertices, float), mean.triangles, points))
+            size_mm = np.abs(displacement[np.asarray(observation.weight) > 0.5])
+            rows[name].append((score.median, np.sqrt(np.mean(size_mm**2)), np.percentile(size_mm, 95)))
+    base = np.array(rows["no detail"])[:, 0]
+    print(f"\n{'scan to mesh, ict_dev':22s}{'median':>8s}{'worst ratio':>13s}{'rms |D|':>9s}{'95 % of |D|':>13s}")
+    for name, values in rows.items():
+        values = np.array(values)
+        ratio = (values[:, 0] / base).max()
+        rms, most = values[:, 1].mean(), values[:, 2].mean()
+        print(f"{name:22s}{values[:, 0].mean():8.3f}{ratio:13.3f}{rms:9.3f}{most:13.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--first", type=int, default=900000)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--shared", type=Path)
+    args = parser.parse_args()
+    fitter = Fitter(morphable.load())
+    synthetic(fitter, args)
+    if args.shared is not None:
+        scans(fitter, args)
