@@ -1,10 +1,11 @@
 """How much nearer to the truth detail brings a head's normals, on synthetic photos that no training has seen.
 
-    python -m benchmarks detail [--count 12] [--first 900000] [--size 256] [--shared ../shared]
+    python -m benchmarks detail [--count 12] [--first 900000] [--weights FILE] [--refine] [--shared ../shared]
 
 For each photo, with the true coarse parameters and with facefit's own fit: mean angle between the normals of the head
 with detail and the true ones, pixel by pixel in the camera's frame, over bare skin that the photo shows, and the
-correlation of the displacements without what is broader than 8 mm.
+correlation of the displacements without what is broader than 8 mm. Of the network also: where on the map another
+expression changes the relief, and how much swapping the detail codes of two photos changes what is seen.
 With --shared also what it does to scan-to-mesh distances of `data/ict_dev`, heads without wrinkles.
 """
 
@@ -22,13 +23,17 @@ from jaxtyping import Float
 from scipy.ndimage import gaussian_filter
 
 import morphable
+from fitting.detail_checkpoint import load_network
+from fitting.detail_estimate import refined
+from fitting.detail_examples import averaged
+from fitting.detail_network import DetailInputs, DetailNetwork, input_maps
 from fitting.detail_observation import DetailObservation, detail_region, observe
 from fitting.detail_optimisation import optimise_detail
 from fitting.detection import detect_faces
 from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
 from fitting.fit import Fit, Fitter
 from fitting.ground_truth import read_scan
-from fitting.observation import read_photo
+from fitting.observation import Photo, read_photo
 from fitting.synthesis import SynthesisSettings, SyntheticPhoto, solid, synthesize
 from fitting.texture_map import texture_layout
 from morphable.detail import detail_normals, displaced_mesh, skin_vertices
@@ -39,21 +44,38 @@ from renderer.camera import Pinhole
 from renderer.render import render
 
 Map = Float[np.ndarray, "size size"]
-Method = Callable[[DetailObservation, Fit], Map]  # mm
+Method = Callable[[DetailObservation, Fit, Photo], Map]  # mm
 
 # As the training's photos (`fitting.detail_command`).
 PHOTOS = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
 _FINE_PX = 12.0  # deviation, pixels of the photo: about 6 mm
 
 
-def methods(model: MorphableModel, size: int) -> dict[str, Method]:
-    """What is compared. A method gets an observation and the fit that it was made with."""
+def methods(model: MorphableModel, size: int, network: DetailNetwork, refine: bool) -> dict[str, Method]:
+    """What is compared. A method gets an observation, and the fit and photo that it was made of."""
+    region = detail_region(model, size)
+    where = jnp.asarray(region.relief, jnp.float32)
 
-    def optimised(observation: DetailObservation, fit: Fit) -> Map:
+    def optimised(observation: DetailObservation, fit: Fit, photo: Photo) -> Map:
         displacement, _, _ = optimise_detail([observation], texture_layout(fit, size).mirror_uv.astype(np.float32))
         return np.asarray(displacement)
 
-    return {"no detail": lambda observation, fit: np.zeros((size, size), np.float32), "optimised": optimised}
+    @eqx.filter_jit
+    def look(network, observation, identity, expression):
+        return network(DetailInputs(input_maps(observation), where, identity, expression)).displacement
+
+    def looked(network: DetailNetwork, observation: DetailObservation, fit: Fit) -> Map:
+        return np.asarray(look(network, observation, jnp.asarray(fit.identity), jnp.asarray(fit.expression)))
+
+    def refined_too(observation: DetailObservation, fit: Fit, photo: Photo) -> Map:
+        return looked(refined(network, [fit], [photo], [None], region), observation, fit)
+
+    every = {
+        "no detail": lambda observation, fit, photo: np.zeros((size, size), np.float32),
+        "optimised": optimised,
+        "network": lambda observation, fit, photo: looked(network, observation, fit),
+    }
+    return {**every, "network, refined": refined_too} if refine else every
 
 
 def true_fit(model: MorphableModel, fit: Fit, synthetic: SyntheticPhoto) -> Fit:
@@ -111,10 +133,10 @@ def scores(one, other) -> tuple[float, float]:
     return angle, float(np.sum(a * b * weight) / max(both, 1e-9))
 
 
-def synthetic(fitter: Fitter, args) -> None:
-    model, size = fitter.model, args.size
+def synthetic(fitter: Fitter, network: DetailNetwork, args) -> None:
+    model, size = fitter.model, network.size
     region = detail_region(model, size)
-    compared = methods(model, size)
+    compared = methods(model, size, network, args.refine)
     rows, seconds = defaultdict(list), defaultdict(list)
     for seed in range(args.first, args.first + args.count):
         shown = synthesize(model, seed, PHOTOS)
@@ -133,7 +155,7 @@ def synthetic(fitter: Fitter, args) -> None:
         ):
             for name, method in compared.items():
                 began = time.perf_counter()
-                displacement = method(observation, guess)
+                displacement = method(observation, guess, shown.photo)
                 seconds[name].append(time.perf_counter() - began)
                 found = seen(model, guess, observation, displacement, np.asarray(observation.weight))
                 rows[scenario, name].append(scores(found, true))
@@ -147,10 +169,78 @@ def synthetic(fitter: Fitter, args) -> None:
         print(f"{scenario:26s}{name:14s}{values[:, 0].mean():8.2f}{gain:8.1%}{values[:, 1].mean():12.2f}{middle:9.2f}")
 
 
-def scans(fitter: Fitter, args) -> None:
-    model, size = fitter.model, args.size
+def conditioning(fitter: Fitter, network: DetailNetwork, args) -> None:
+    """Whether expressions move wrinkles only, and a detail code says who somebody is."""
+    model, size = fitter.model, network.size
+    region = detail_region(model, size)
+    where = jnp.asarray(region.relief, jnp.float32)
+    units = model.expression_names
+
+    @eqx.filter_jit
+    def look(network, observation, identity, expression):
+        found = network(DetailInputs(input_maps(observation), where, identity, expression))
+        return found.displacement, found.code
+
+    @eqx.filter_jit
+    def decode(network, code, expression):
+        return network.decode(code, expression, where)
+
+    faces = {
+        "raised brows": ("browInnerUp", "browOuterUpLeft", "browOuterUpRight"),
+        "frown": ("browDownLeft", "browDownRight"),
+        "smile": ("mouthSmileLeft", "mouthSmileRight"),
+    }
+    ratios, photos = defaultdict(list), []
+    for seed in range(args.first, args.first + args.count):
+        person, first = [], None
+        for k in range(2):
+            shown = synthesize(model, seed + 1_000_000_000 * k, PHOTOS, first)
+            first = shown.scene if first is None else first
+            fit = fitter.fit(shown.photo, shown.as_face(1.5, seed + k))
+            observation = observe(fit, shown.photo, size, region=region)
+            _, code = look(network, observation, jnp.asarray(fit.identity), jnp.asarray(fit.expression))
+            person.append((observation, np.asarray(fit.expression), jnp.asarray(fit.identity), code))
+        photos.append(person)
+        # Inside is where this person's own skin folds with the expression.
+        relief = first.relief
+        rest = np.zeros(len(units), np.float32)
+        for name, parts in faces.items():
+            put_on = np.array([0.8 * (unit in parts) for unit in units], np.float32)
+            folded = relief.displacement(jnp.asarray(put_on)) - relief.displacement(jnp.asarray(rest))
+            true = averaged(np.asarray(folded), size)
+            inside = np.abs(true) > 0.02
+            outside = (region.relief > 0.5) & ~inside
+            observation, _, identity, code = person[0]
+            changes = {
+                "decoded": decode(network, code, jnp.asarray(put_on)) - decode(network, code, jnp.asarray(rest)),
+                "seen": look(network, observation, identity, jnp.asarray(put_on))[0]
+                - look(network, observation, identity, jnp.asarray(rest))[0],
+            }
+            for how, change in changes.items():
+                change = np.abs(np.asarray(change))
+                ratios[how, name].append(change[inside].mean() / max(change[outside].mean(), 1e-9))
+    print(f"\n{'change by expression':22s}{'inside : outside of the wrinkles, median':>44s}")
+    for (how, name), values in ratios.items():
+        print(f"{how:10s}{name:14s}{np.median(values):10.1f}")
+
+    def swapped(one, other):
+        """Degrees by which one photo's normals change with the other's code, seen by the photo."""
+        observation, own, _, code = one
+        pair = [detail_normals(observation.surface, decode(network, c, jnp.asarray(own))) for c in (code, other[3])]
+        weight = np.asarray(observation.weight)
+        return float(np.sum(degrees(*(np.asarray(n) for n in pair)) * weight) / weight.sum())
+
+    same = [swapped(a, b) for a, b in photos]
+    others = [swapped(a, b) for (a, _), (b, _) in zip(photos, photos[1:] + photos[:1], strict=True)]
+    print(
+        f"swapping codes: {np.mean(same):.2f} degrees between photos of a person, {np.mean(others):.2f} between people"
+    )
+
+
+def scans(fitter: Fitter, network: DetailNetwork, args) -> None:
+    model, size = fitter.model, network.size
     region, mean, skin = detail_region(model, size), mean_face(model), skin_vertices(model)
-    compared = methods(model, size)
+    compared = methods(model, size, network, False)
     rows = defaultdict(list)
     for folder in sorted((args.shared / "data" / "ict_dev").iterdir()):
         photo = read_photo(folder / "y+00.jpg")
@@ -158,7 +248,7 @@ def scans(fitter: Fitter, args) -> None:
         observation = observe(fit, photo, size, region=region)
         scan = read_scan(folder / "gt.npz", mask="face_mask_core", expression=0)
         for name, method in compared.items():
-            displacement = method(observation, fit)
+            displacement = method(observation, fit, photo)
             head = Mesh(jnp.asarray(fit.neutral_vertices), model.triangles, model.uv)
             vertices = displaced_mesh(head, jnp.asarray(displacement), 0, skin).vertices
             points = np.asarray(model.landmarks(vertices), float)
@@ -178,10 +268,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=12)
     parser.add_argument("--first", type=int, default=900000)
-    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--weights", type=Path, help="of the network; default: the shipped ones")
+    parser.add_argument("--refine", action="store_true", help="also the network trained on with each photo")
     parser.add_argument("--shared", type=Path)
     args = parser.parse_args()
     fitter = Fitter(morphable.load())
-    synthetic(fitter, args)
+    network = load_network(args.weights, fitter.model)
+    synthetic(fitter, network, args)
+    conditioning(fitter, network, args)
     if args.shared is not None:
-        scans(fitter, args)
+        scans(fitter, network, args)

@@ -76,6 +76,7 @@ def _description(network: DetailNetwork, model: MorphableModel) -> dict[str, Any
             "identity": network.identity,
             "widths": list(network.widths),
             "attention": network.attention,
+            "window": list(network.window),
         },
     }
 
@@ -100,6 +101,7 @@ def _skeleton(description: Mapping[str, Any], path: Path) -> DetailNetwork:
             size=int(plan["size"]),
             widths=tuple(int(w) for w in plan["widths"]),
             attention=bool(plan["attention"]),
+            window=tuple(int(n) for n in plan["window"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -30,6 +30,7 @@ def train_detail(
     batch: int = 2,
     learning_rate: float = 1.5e-3,
     size: int = 256,
+    start_from: Path | None = None,
     plain_encoder: bool = False,
     bfloat16: bool = False,
     seed: int = 0,
@@ -51,6 +52,7 @@ def train_detail(
         batch: People in a batch, two photos of each.
         learning_rate: Of AdamW, at its highest.
         size: Texels in a row of the maps: 16 times a power of two.
+        start_from: Weights to begin with, of an earlier training. Default: random ones.
         plain_encoder: Leave out the encoder's multi-scale attention.
         bfloat16: Compute maps in half precision, as GPUs and TPUs do fast; a CPU does it slowly.
         seed: Of the people (a number of their own each), the first weights and the order.
@@ -91,9 +93,9 @@ def train_detail(
 
     import morphable
     from fitting.compilation import enable_cache
-    from fitting.detail_checkpoint import load_checkpoint, save_checkpoint, save_network
+    from fitting.detail_checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
     from fitting.detail_examples import mirror_of
-    from fitting.detail_network import DetailNetwork
+    from fitting.detail_network import DetailNetwork, face_window
     from fitting.detail_pictures import curves, samples
     from fitting.detail_training import (
         People,
@@ -115,7 +117,9 @@ def train_detail(
         head = morphable.load(model)
         trainer = Trainer(shared_by(head, size), settings)
         checkpoint = out / "checkpoint.safetensors"
-        asked = json.loads(json.dumps({**dataclasses.asdict(settings), "files": [p.name for p in files]}))
+        begun = "random weights" if start_from is None else start_from.name
+        asked = {**dataclasses.asdict(settings), "files": [p.name for p in files], "start": begun}
+        asked = json.loads(json.dumps(asked))
         if checkpoint.exists():
             state, record = load_checkpoint(checkpoint, settings)
             if record["settings"] != asked:
@@ -125,6 +129,13 @@ def train_detail(
                     "the settings that it was made with, or another --out."
                 )
             console.print(f"  going on from step {int(state.step)}")
+        elif start_from is not None:
+            network = load_network(start_from, head)
+            if network.size != size:
+                raise UsageError(
+                    f"--start-from: got weights for --size {network.size}, expected {size}. Give that size."
+                )
+            state, record = start(network, settings), {"settings": asked, "log": []}
         else:
             widths = (24, 48, 64, 96, 128, 128)[: int(halvings) + 1]
             network = DetailNetwork(
@@ -133,6 +144,7 @@ def train_detail(
                 size=size,
                 widths=widths,
                 attention=not plain_encoder,
+                window=face_window(np.asarray(trainer.shared.region), len(widths)),
             )
             state, record = start(network, settings), {"settings": asked, "log": []}
     state = trainer.placed(state)

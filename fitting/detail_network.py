@@ -53,7 +53,7 @@ class Prediction(NamedTuple):
     code: Float[Array, " code"]  # of the person's detail, for `DetailNetwork.decode`
 
 
-_FEATURES = 18  # channels that the first layer sees
+_FEATURES = 22  # channels that the first layer sees
 _LOUDER = 8.0  # shading by relief changes a photo's logarithm by a tenth; positions and normals are of order 1
 _FLAT = 0.2  # derivative of the logarithm below which a photo hardly tells a slope
 
@@ -87,12 +87,18 @@ def input_maps(observation: DetailObservation) -> Float[Array, "size size 15"]:
     )
 
 
-def _features(maps: Float[Array, "size size 15"]) -> Float[Array, "size size 18"]:
+def _features(maps: Float[Array, "size size 15"]) -> Float[Array, "size size 22"]:
     """The maps as the first layer sees them: of one order, and beside them what is fine in the photo, and which slopes
-    alone would explain it (the shortest ones, as in linear shape from shading, Pentland 1990)."""
+    alone would explain it (the shortest ones, as in linear shape from shading, Pentland 1990).
+
+    Slopes are those that each colour would have: shading is in all alike, pigments are not, and a filter that tells
+    them apart is linear in the three.
+    """
     texture, ratio, weight, surface, response = jnp.split(maps, [3, 6, 7, 13], axis=-1)
-    shading = (fine(jnp.mean(ratio, axis=-1), weight[..., 0]) * weight[..., 0])[..., None]
-    slope = response * shading / (jnp.sum(response**2, axis=-1, keepdims=True) + _FLAT**2)
+    shading = jax.vmap(fine, in_axes=(-1, None), out_axes=-1)(ratio, weight[..., 0]) * weight
+    per_slope = response / (jnp.sum(response**2, axis=-1, keepdims=True) + _FLAT**2)
+    slope = (shading[..., :, None] * per_slope[..., None, :]).reshape(*shading.shape[:-1], 6)
+    shading = jnp.mean(shading, axis=-1, keepdims=True)
     return jnp.concatenate(
         [2.0 * texture, 2.0 * ratio, _LOUDER * shading, weight, surface, response, _LOUDER * slope], axis=-1
     )
@@ -276,19 +282,34 @@ def _folded(x: Map) -> Map:
     return blocks.transpose(0, 2, 1, 3, 4).reshape(height // 2, width // 2, 4 * channels)
 
 
-def _unfolded(x: Map) -> Map:
-    """The inverse of `_folded`."""
-    height, width, channels = x.shape
-    blocks = x.reshape(height, width, 2, 2, channels // 4)
-    return blocks.transpose(0, 2, 1, 3, 4).reshape(2 * height, 2 * width, channels // 4)
-
-
 def _doubled(x: Map) -> Map:
     """Twice as many rows and columns, each texel four times."""
     return jnp.repeat(jnp.repeat(x, 2, axis=0), 2, axis=1)
 
 
+def _enlarged(x: Map, factor: int) -> Map:
+    """Linear between texels. Not unfolded: texels would differ by where they stand in a block, and one sees that."""
+    return jax.image.resize(x, (factor * x.shape[0], factor * x.shape[1], x.shape[2]), "linear")
+
+
 # ----------------------------------------------------------------------------------------------------- network
+
+
+def face_window(region: Float[np.ndarray, "size size"], levels: int) -> tuple[int, int, int, int]:
+    """The smallest window (first row and column, rows, columns) that a network of so many widths can look through at
+    all of a region: a map shows the whole head, three quarters of it are of no use."""
+    size, step = len(region), 2**levels
+
+    def span(used):
+        first, last = np.flatnonzero(used)[[0, -1]]
+        length = min(size, max(2, -(-(last + 1 - first) // step)) * step)
+        start = (first + last + 1 - length) // 2
+        return int(np.clip(start, 0, size - length)), int(length)
+
+    if not (region > 0).any():
+        return 0, 0, size, size
+    (top, height), (left, width) = span((region > 0).any(axis=1)), span((region > 0).any(axis=0))
+    return top, left, height, width
 
 
 class CodeDecoder(eqx.Module):
@@ -299,23 +320,25 @@ class CodeDecoder(eqx.Module):
 
     start: Dense
     grow: tuple[Convolution, ...]
+    fine: Convolution
     out: Convolution
     widths: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(self, key: Key[Array, ""], units: int, widths: Sequence[int]):
-        keys = jax.random.split(key, len(widths) + 1)
+        keys = jax.random.split(key, len(widths) + 2)
         self.widths = tuple(widths)
         self.start = Dense(keys[0], CODE + units + _JAW, 64 * widths[0])
-        self.grow = tuple(Convolution(k, a, b) for k, a, b in zip(keys[1:-1], widths[:-1], widths[1:], strict=True))
-        self.out = Convolution(keys[-1], widths[-1], 4, gain=0.1)
+        self.grow = tuple(Convolution(k, a, b) for k, a, b in zip(keys[1:-2], widths[:-1], widths[1:], strict=True))
+        self.fine = Convolution(keys[-2], widths[-1], 12, kernel=1)
+        self.out = Convolution(keys[-1], 12, 1, gain=0.1)
 
     def __call__(self, code, expression, jaw) -> Float[Array, "size size"]:
         x = self.start(jnp.concatenate([code, expression.astype(code.dtype), jaw.astype(code.dtype)]))
         x = jax.nn.silu(x.reshape(8, 8, self.widths[0]))
         for convolution in self.grow:
             x = jax.nn.silu(convolution(_normalised(_doubled(x))))
-        half = _unfolded(self.out(x))[..., 0]
-        return jax.image.resize(half, tuple(2 * n for n in half.shape), "linear")
+        x = jax.nn.silu(_enlarged(self.fine(_normalised(x)), 2))
+        return _enlarged(self.out(x), 2)[..., 0]
 
 
 class DetailNetwork(eqx.Module):
@@ -326,9 +349,12 @@ class DetailNetwork(eqx.Module):
     bottom: tuple[Residual, MultiScaleAttention | None]
     to_code: tuple[Dense, Dense]
     decoder: tuple[tuple[Convolution, CodeAttention, Residual], ...]
+    grow: Convolution
+    sharpen: Convolution  # at the map's own scale: what the photo shows there, beside what the decoder makes of it
     out: Convolution
     code_decoder: CodeDecoder
     size: int = eqx.field(static=True)
+    window: tuple[int, int, int, int] = eqx.field(static=True)  # first row and column, rows, columns that it looks at
     identity: int = eqx.field(static=True)  # coefficients that it is told; more are left out, missing ones 0
     names: tuple[str, ...] = eqx.field(static=True)  # of the expression units
     widths: tuple[int, ...] = eqx.field(static=True)
@@ -343,12 +369,22 @@ class DetailNetwork(eqx.Module):
         size: int = 256,
         widths: Sequence[int] = (24, 48, 64, 96, 128),
         attention: bool = True,
+        window: Sequence[int] | None = None,
     ):
         folds = size // 2 // 2 ** (len(widths) - 1)
         if folds != 8:
             raise ValueError(
                 f"DetailNetwork: got size {size} and {len(widths)} widths, expected size "
                 f"{16 * 2 ** (len(widths) - 1)} for so many. Give one width for each halving from size / 2 to 8."
+            )
+        top, left, height, width = (0, 0, size, size) if window is None else (int(n) for n in window)
+        least = 2 ** len(widths)
+        inside = min(top, left) >= 0 and max(top + height, left + width) <= size
+        if not inside or height < 2 * least or width < 2 * least or height % least or width % least:
+            raise ValueError(
+                f"DetailNetwork: got the window {tuple(window or ())}, expected (first row, first column, rows, "
+                f"columns) inside the map's {size} x {size} texels, rows and columns multiples of {least}, "
+                f"{2 * least} at least. Use `face_window`."
             )
         keys = iter(jax.random.split(key, 8 * len(widths) + 8))
         condition = identity + len(names) + _JAW
@@ -364,20 +400,26 @@ class DetailNetwork(eqx.Module):
         )
         last = widths[-1]
         self.bottom = Residual(next(keys), last), MultiScaleAttention(next(keys), last) if attention else None
-        self.to_code = Dense(next(keys), 16 * last, 256), Dense(next(keys), 256, CODE)
+        pooled = (height // least // 2) * (width // least // 2) * last
+        self.to_code = Dense(next(keys), pooled, 256), Dense(next(keys), 256, CODE)
         self.decoder = tuple(
             (Convolution(next(keys), b + a, a), CodeAttention(next(keys), a, condition), Residual(next(keys), a))
             for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
-        self.out = Convolution(next(keys), widths[0], 4, gain=0.1)
+        self.grow = Convolution(next(keys), widths[0], 12, kernel=1)
+        self.sharpen = Convolution(next(keys), 12 + 11, 12)
+        self.out = Convolution(next(keys), 12, 1, gain=0.1)
         growing = [64, 64, 48, 32, 24, 16][: len(widths) - 1]
         self.code_decoder = CodeDecoder(next(keys), len(names), growing)
         self.size, self.identity, self.names = size, identity, tuple(names)
+        self.window = (top, left, height, width)
         self.widths, self.attention = tuple(widths), attention
 
     def __call__(self, inputs: DetailInputs) -> Prediction:
         """Displacement and code of one face."""
-        x = self.stem(_folded(_features(inputs.maps)))
+        top, left, height, width = self.window
+        features = _features(inputs.maps)[top : top + height, left : left + width]
+        x = self.stem(_folded(features))
         passed = []
         for residual, attention, down in self.encoder:
             x = x if residual is None else residual(x)
@@ -392,7 +434,12 @@ class DetailNetwork(eqx.Module):
         for (merge, attend, residual), skipped in zip(self.decoder, passed[::-1], strict=True):
             x = jax.nn.silu(merge(jnp.concatenate([_doubled(x), skipped], axis=-1)))
             x = residual(attend(x, condition))
-        raw = _unfolded(self.out(_normalised(x)))[..., 0].astype(jnp.float32)
+        x = _enlarged(self.grow(_normalised(x)), 2)
+        photo = jnp.concatenate([features[..., 3:8], features[..., -6:]], axis=-1)  # ratio, shading, trust, slopes
+        x = jnp.concatenate([x, photo], axis=-1)
+        raw = self.out(jax.nn.silu(self.sharpen(_normalised(x))))[..., 0].astype(jnp.float32)
+        around = ((top, self.size - top - height), (left, self.size - left - width))
+        raw = jnp.pad(raw, around)
         return Prediction(limited(_FIRST_MM * raw) * inputs.region, code.astype(jnp.float32))
 
     def _code(self, x: Map) -> Float[Array, " code"]:
