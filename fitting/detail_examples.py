@@ -20,11 +20,13 @@ from fitting.detail_observation import DetailObservation, DetailRegion, detail_r
 from fitting.fit import Fit, Fitter
 from fitting.identity_network import CHIP, chip_matrix, chip_taps, cut_chip
 from fitting.observation import Photo
+from fitting.skin_appearance import skin_maps
 from fitting.synthesis import SynthesisSettings, SyntheticPhoto, synthesize
 from fitting.texture_map import solid_triangles
-from morphable.detail import skin_vertices
+from morphable.detail import detail_normals, skin_vertices, uv_surface
+from morphable.mesh import Mesh
 from morphable.model import MorphableModel
-from morphable.uv import interpolate, sample_texture
+from morphable.uv import TexelTable, interpolate, sample_texture
 from renderer.fill import extrapolate
 from renderer.rasterize import barycentrics, rasterize
 
@@ -42,7 +44,8 @@ class Example(NamedTuple):
     identity: Float[Any, "*batch identity"]  # the fit's, standard deviations
     expression: Float[Any, "*batch unit"]  # the fit's
     known: Float[Any, "*batch"]  # 1 where the truth is known
-    truth: Float[Any, "*batch size size"]  # mm, zeros where it is not known
+    turn: Float[Any, "*batch size size 3"]  # slopes that lead from the fit's normals to the true ones; 1 if known
+    truth: Float[Any, "*batch size size"]  # the relief alone, mm, zeros where it is not known
     wrinkles: Float[Any, "*batch group half half"]  # mm that each group of wrinkles adds; at half the size
     drivers: Float[Any, "*batch group unit"]
     true_expression: Float[Any, "*batch unit"]
@@ -61,8 +64,10 @@ def example(
 ) -> Example:
     """A fitted photo as an example, of known truth if it is `synthetic`.
 
-    A fit is off by a few mm along the skin, as wide as a wrinkle. So the truth of a texel is the relief of whatever
-    place of the true head the photo shows there (`shown_places`), not of the texel's own.
+    A fit is off by a few mm along the skin, as wide as a wrinkle. So the truth of a texel is that of whatever place of
+    the true head the photo shows there (`shown_places`), not of the texel's own. And shading shows what the coarse fit
+    got wrong as it shows the relief on it: what is to be learned are the normals of the true head with its relief,
+    seen from the fit's (`turn`).
     """
     region = detail_region(fit.model, size) if region is None else region
     observation = observe(fit, photo, size, mask, region=region)
@@ -71,9 +76,11 @@ def example(
     relief = None if synthetic is None else synthetic.scene.relief
     groups, half = (0, size // 2) if relief is None else (len(relief.wrinkles), size // 2)
     truth, wrinkles = np.zeros((size, size)), np.zeros((groups, half, half))
+    turn = np.zeros((size, size, 3))
     drivers, true = np.zeros((groups, units)), np.zeros(units)
     if synthetic is not None and relief is not None:
-        places = shown_places(fit, synthetic, observation)
+        places, known = shown_places(fit, synthetic, observation)
+        turn = _turn(fit, synthetic, observation, places, known)
         true, drivers = np.asarray(synthetic.truth.expression), np.asarray(relief.drivers)
         truth = _carried(relief.displacement(synthetic.truth.expression)[None], places)[0] * region.relief
         coarse = np.asarray(places).reshape(half, 2, half, 2, 2).mean(axis=(1, 3))
@@ -86,6 +93,7 @@ def example(
         identity=fit.identity.astype(np.float32),
         expression=fit.expression.astype(np.float32),
         known=np.float32(relief is not None),
+        turn=turn.astype(np.float16),
         truth=truth.astype(np.float16),
         wrinkles=wrinkles.astype(np.float16),
         drivers=drivers.astype(np.float32),
@@ -110,8 +118,8 @@ def _without_pattern(colour: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def shown_places(
     fit: Fit, synthetic: SyntheticPhoto, observation: DetailObservation
-) -> Float[np.ndarray, "size size 2"]:
-    """Which place (uv) of the true head's map the photo shows at each texel of the fit's.
+) -> tuple[Float[np.ndarray, "size size 2"], Bool[np.ndarray, "size size"]]:
+    """Which place (uv) of the true head's map the photo shows at each texel of the fit's, and whether it does.
 
     Where the photo does not show the fit's skin, the differences around are continued.
     """
@@ -126,7 +134,27 @@ def shown_places(
     # At outlines two places mix; and what is far off is another part of the head.
     known = (found[..., 2] > 0.999) & (np.abs(away).max(axis=-1) < _FARTHEST) & (np.asarray(observation.weight) > 0.05)
     away = np.where(known[..., None], away, 0.0)
-    return own + extrapolate(away, known.astype(float), np.zeros(2), fade=0.02)
+    return own + extrapolate(away, known.astype(float), np.zeros(2), fade=0.02), known
+
+
+def _turn(fit: Fit, synthetic: SyntheticPhoto, observation: DetailObservation, places, known):
+    """Slopes along the two tangents by which the true normals differ from the fit's, and where they are known."""
+    maps = skin_maps(fit.model)
+    relief = synthetic.scene.relief.displacement(synthetic.truth.expression)
+    normals = _relief_normals(jnp.asarray(synthetic.vertices), fit.model, maps.table, relief)
+    seen = np.moveaxis(_carried(jnp.moveaxis(normals, -1, 0), places), 0, -1)
+    # Head axes of the truth, of the camera, of the fit.
+    seen = seen @ np.asarray(synthetic.camera.rotation).T @ np.asarray(observation.rotation)
+    tangents = np.asarray(tangent_frame(observation)[0])
+    facing = np.sum(seen * np.asarray(observation.surface.normals), axis=-1)
+    slope = -np.einsum("ijc,ijkc->ijk", seen, tangents) / np.maximum(facing, 0.2)[..., None]
+    known = known & (facing > 0.2)
+    return np.concatenate([slope * known[..., None], known[..., None]], axis=-1)
+
+
+@eqx.filter_jit
+def _relief_normals(vertices, model: MorphableModel, table: TexelTable, relief) -> Float[Array, "size size 3"]:
+    return detail_normals(uv_surface(Mesh(vertices, model.triangles, model.uv), table), relief)
 
 
 @eqx.filter_jit
@@ -223,6 +251,7 @@ def mirrored(example: Example, mirror: Mirror) -> Example:
     maps = example.maps[..., ::-1, :].copy()
     # x of positions and of normals in camera axes; and the slope along the first tangent, which points along u.
     maps[..., [7, 10, 13]] *= -1
+    turn = example.turn[..., ::-1, :] * np.array([-1, 1, 1], example.turn.dtype)
     frame = example.frame[..., ::-1, :] * np.array([1, -1, 1], example.frame.dtype)
     chip_uv = example.chip_uv[..., ::-1, :].copy()
     chip_uv[..., 0] = np.where(example.chip_share[..., ::-1] > 0, 1 - chip_uv[..., 0], chip_uv[..., 0])
@@ -232,6 +261,7 @@ def mirrored(example: Example, mirror: Mirror) -> Example:
         base=example.base[..., ::-1, :],
         identity=(example.identity @ mirror.identity.T).astype(np.float32),
         expression=example.expression[..., mirror.units],
+        turn=turn,
         truth=example.truth[..., ::-1],
         wrinkles=example.wrinkles[..., ::-1],
         drivers=example.drivers[..., mirror.units],

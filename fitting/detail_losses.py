@@ -26,8 +26,9 @@ _OUTLIER = 0.1  # logarithm; what differs more is no shading
 class LossWeights:
     """Factors of the terms. Slopes count in radians, displacements in mm, photos in logarithms."""
 
-    normal: float = 10.0  # mean angle from the true normals
-    displacement: float = 1.0  # mean distance from the true displacement
+    normal: float = 10.0  # mean angle from the true normals, of the head with its relief
+    displacement: float = 1.0  # mean distance from the true displacement; of the code's, and of what is hidden
+    hidden: float = 0.05  # of both, for the skin that the photo does not show, where the truth is known
     code: float = 0.5  # of both, for what the detail code decodes to
     change: float = 10.0  # of what expressions change, beside the truth; as a distance in mm
     consistency: float = 0.5  # of both, for the code of the person's other photo (detail consistency)
@@ -51,6 +52,14 @@ def slopes(displacement: Plane, frame: Float[Array, "size size 3"]) -> Float[Arr
 def mean_over(values: Float[Array, "row column"], weight: Float[Array, "row column"]) -> Float[Array, ""]:
     """Weighted mean; 0 without any weight."""
     return jnp.sum(values * weight) / jnp.maximum(jnp.sum(weight), 1e-3)
+
+
+def turn_loss(
+    displacement: Plane, turn: Float[Array, "size size 3"], frame: Float[Array, "size size 3"], weight: Plane
+) -> Float[Array, ""]:
+    """Mean angle (rad, to first order) from normals that slopes lead to, where they are known: `Example.turn`."""
+    square = jnp.sum((slopes(displacement, frame) - turn[..., :2]) ** 2, axis=-1)
+    return mean_over(jnp.sqrt(square + _EDGE**2) - _EDGE, weight * turn[..., 2])
 
 
 def normal_loss(one: Plane, other: Plane, frame: Float[Array, "size size 3"], weight: Plane) -> Float[Array, ""]:

@@ -41,7 +41,10 @@ def curves(log: Sequence[Mapping[str, float]], width: int = 900, height: int = 4
 
 
 def samples(network: DetailNetwork, batch: Example, region: Float[Array, "size size"]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """Photos of a batch in UV space; the true relief, the network's, and the code's, lit from the upper left."""
+    """Photos of a batch in UV space; true normals from the fit's, and the network's; the true relief, and the code's.
+
+    Lit from the upper left.
+    """
     rows = []
     for k in range(min(4, len(batch.known))):
         maps = jnp.asarray(batch.maps[k], jnp.float32)
@@ -51,12 +54,12 @@ def samples(network: DetailNetwork, batch: Example, region: Float[Array, "size s
         coded = network.decode(code, jnp.asarray(batch.expression[k]), region)
         frame = jnp.asarray(batch.frame[k], jnp.float32)
 
-        def lit(displacement, frame=frame):
-            slope = slopes(displacement, frame)
+        def lit(slope):
             # Rightwards and downwards slopes of a lamp at the upper left.
             return jnp.repeat(jnp.clip(0.5 + 0.9 * (slope[..., 0] + slope[..., 1]), 0, 1)[..., None], 3, axis=-1)
 
         colour = jnp.clip(0.55 + 0.5 * maps[..., 3:6], 0, 1)
-        truth = jnp.asarray(batch.truth[k], jnp.float32)
-        rows.append(jnp.concatenate([colour, lit(truth), lit(found), lit(coded)], axis=1))
+        relief, turn = (jnp.asarray(x[k], jnp.float32) for x in (batch.truth, batch.turn))
+        lit_ones = [lit(turn[..., :2]), *(lit(slopes(d, frame)) for d in (found, relief, coded))]
+        rows.append(jnp.concatenate([colour, *lit_ones], axis=1))
     return np.asarray(jnp.concatenate(rows) * 255).astype(np.uint8)

@@ -28,6 +28,7 @@ from fitting.detail_losses import (
     relit_chip,
     smoothness_loss,
     symmetry_loss,
+    turn_loss,
 )
 from fitting.detail_network import DetailInputs, DetailNetwork
 from fitting.detail_observation import detail_region
@@ -37,8 +38,6 @@ from fitting.skin_relief import activations
 from morphable.model import MorphableModel
 from morphable.uv import interpolate
 from renderer.unwrap import texel_table
-
-_UNSEEN = 0.05  # weight of skin that the photo does not show, where the truth is known
 
 
 class TrainingError(ValueError):
@@ -95,7 +94,7 @@ def losses(
     w = settings.weights
     compute = jnp.bfloat16 if settings.bfloat16 else jnp.float32
     single = lambda x: x.astype(jnp.float32)  # noqa: E731
-    maps, frame, truth = single(batch.maps), single(batch.frame), single(batch.truth)
+    maps, frame, truth, turn = (single(x) for x in (batch.maps, batch.frame, batch.truth, batch.turn))
     count = maps.shape[0]
     region = jnp.broadcast_to(shared.region, truth.shape)
     inputs = DetailInputs(maps.astype(compute), region, batch.identity, batch.expression)
@@ -103,10 +102,10 @@ def losses(
     known = batch.known
     weight = maps[..., 6]
     response, ratio = maps[..., 13:15], jnp.mean(maps[..., 3:6], axis=-1)
-    # What counts: with the truth at hand all of the face, the visible part most.
-    counts = weight + _UNSEEN * known[:, None, None] * region
+    hidden = known[:, None, None] * region * (1.0 - weight)
+    counts = weight + w.hidden * hidden
 
-    def both(one, other):
+    def both(one, other, counts=counts):
         angle = jax.vmap(normal_loss)(one, other, frame, counts)
         distance = jax.vmap(mean_over)(jnp.abs(one - other), counts)
         return w.normal * angle + w.displacement * distance
@@ -127,7 +126,8 @@ def losses(
 
     of_photo = jnp.where(known > 0, w.known, 1.0)
     terms = {
-        "truth": known * both(found, truth),
+        "normals": known * w.normal * jax.vmap(turn_loss)(found, turn, frame, weight),
+        "hidden": known * w.hidden * both(found, truth, hidden),
         "code": w.code * both(coded, target),
         "change": known * w.change * jax.vmap(mean_over)(jnp.abs(changed - true_change), region),
         "consistency": w.consistency * both(swapped, target),
@@ -155,9 +155,10 @@ def losses(
         terms["identity"] = of_photo[:n] * w.identity * apart
     means = {name: jnp.mean(value) for name, value in terms.items()}
     total = sum(means.values(), jnp.zeros(()))
+    none = jnp.sum(known * jax.vmap(turn_loss)(jnp.zeros_like(truth), turn, frame, weight))
+    left = jnp.sum(known * jax.vmap(turn_loss)(found, turn, frame, weight))
+    means["normals_left"] = left / jnp.maximum(none, 1e-6)  # of the error that the fit alone has
     none = jnp.sum(known * jax.vmap(normal_loss)(jnp.zeros_like(truth), truth, frame, weight))
-    left = jnp.sum(known * jax.vmap(normal_loss)(found, truth, frame, weight))
-    means["normals_left"] = left / jnp.maximum(none, 1e-6)  # of the error that a smooth face has
     by_code = jnp.sum(known * jax.vmap(normal_loss)(coded, truth, frame, weight))
     means["normals_left_by_code"] = by_code / jnp.maximum(none, 1e-6)
     return total, means

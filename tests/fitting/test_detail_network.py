@@ -23,7 +23,7 @@ from fitting.detail_losses import (
     smoothness_loss,
     symmetry_loss,
 )
-from fitting.detail_network import DetailInputs, DetailNetwork, jaw_matrix
+from fitting.detail_network import DetailInputs, DetailNetwork, face_window, jaw_matrix
 from fitting.detail_training import People, Shared, Trainer, TrainingError, TrainingSettings, start, train
 from fitting.wrinkle_maps import wrinkle_drivers, wrinkle_maps
 from morphable.detail import LIMIT_MM
@@ -52,13 +52,14 @@ def person(seed: int, known: float = 1.0, photos: int = 2) -> Example:
         maps[..., 3:6] = np.sum(response * slope, axis=-1, keepdims=True)
         maps[..., 6] = 1.0
         maps[..., 13:] = response
+        turn = np.concatenate([known * slope, np.full((SIZE, SIZE, 1), known)], axis=-1)
         expression = rng.uniform(0, 1, len(NAMES))
         made.append(
             Example(
                 maps=maps.astype(np.float16), frame=frame.astype(np.float16),
                 base=np.zeros((SIZE, SIZE, 3), np.float16),
                 identity=rng.normal(size=6).astype(np.float32), expression=expression.astype(np.float32),
-                known=np.float32(known), truth=(known * truth).astype(np.float16),
+                known=np.float32(known), turn=turn.astype(np.float16), truth=(known * truth).astype(np.float16),
                 wrinkles=np.zeros((1, SIZE // 2, SIZE // 2), np.float16),
                 drivers=np.zeros((1, len(NAMES)), np.float32),
                 true_expression=expression.astype(np.float32), chip=np.zeros((150, 150, 3), np.uint8),
@@ -131,6 +132,26 @@ def test_attention_is_a_part_that_can_be_left_out(shared):
 def test_size_and_widths_must_fit():
     with pytest.raises(ValueError, match="got size 64 and 2 widths, expected size 32"):
         DetailNetwork(jax.random.key(0), names=NAMES, size=64, widths=(8, 8))
+
+
+def test_a_window_holds_all_of_the_face_and_nothing_beyond_it_counts():
+    region = np.zeros((64, 64))
+    region[9:40, 20:33] = 1.0
+    top, left, height, width = face_window(region, levels=3)
+    assert (height, width) == (32, 16)
+    assert region[top : top + height, left : left + width].sum() == region.sum()
+    assert face_window(np.zeros((64, 64)), levels=3) == (0, 0, 64, 64)
+    assert face_window(np.ones((64, 64)), levels=3) == (0, 0, 64, 64)
+
+    narrow = DetailNetwork(jax.random.key(1), names=NAMES, identity=6, size=SIZE, widths=WIDTHS, window=(8, 4, 16, 24))
+    given = inputs(person(0), jnp.ones((SIZE, SIZE)))
+    found = quickly(lambda n, i: n(i))(narrow, given).displacement
+    inside = np.zeros((SIZE, SIZE), bool)
+    inside[8:24, 4:28] = True
+    assert np.abs(found[inside]).max() > 1e-3 and not np.asarray(found)[~inside].any()
+    for window in ((0, 0, 16, 18), (20, 0, 16, 16), (0, 0, 4, 4)):
+        with pytest.raises(ValueError, match="face_window"):
+            DetailNetwork(jax.random.key(0), names=NAMES, size=SIZE, widths=WIDTHS, window=window)
 
 
 def test_the_jaw_is_three_numbers_of_the_units_there_are():
