@@ -139,9 +139,9 @@ def shown_places(
 
 def _turn(fit: Fit, synthetic: SyntheticPhoto, observation: DetailObservation, places, known):
     """Slopes along the two tangents by which the true normals differ from the fit's, and where they are known."""
-    maps = skin_maps(fit.model)
     relief = synthetic.scene.relief.displacement(synthetic.truth.expression)
-    normals = _relief_normals(jnp.asarray(synthetic.vertices), fit.model, maps.table, relief)
+    table = skin_maps(fit.model, len(relief)).table
+    normals = _relief_normals(jnp.asarray(synthetic.vertices), fit.model, table, relief)
     seen = np.moveaxis(_carried(jnp.moveaxis(normals, -1, 0), places), 0, -1)
     # Head axes of the truth, of the camera, of the fit.
     seen = seen @ np.asarray(synthetic.camera.rotation).T @ np.asarray(observation.rotation)

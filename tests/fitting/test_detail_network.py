@@ -203,7 +203,7 @@ def test_learns_and_stops_and_goes_on_to_the_bit(folder, trainer, tiny, tmp_path
     people = People(sorted(folder.glob("*.npz")), SETTINGS)
     told: list[float] = []
     first = start(network(attention=False), SETTINGS)
-    whole = train(trainer, first, people, 30, lambda _, state, terms: told.append(terms["truth"]), every=5)
+    whole = train(trainer, first, people, 30, lambda _, state, terms: told.append(terms["normals"]), every=5)
     assert told[-1] < 0.8 * told[0]
     half = train(trainer, first, people, 15)
     save_checkpoint(tmp_path / "c.safetensors", half, tiny, {"log": [1, 2]})
@@ -222,7 +222,7 @@ def test_photos_without_truth_teach_by_their_shading(trainer):
         if step == 0:
             before = float(terms["photometric"])
     assert float(terms["photometric"]) < 0.9 * before
-    assert float(terms["truth"]) == 0.0 and float(terms["change"]) == 0.0
+    assert float(terms["normals"]) == 0.0 and float(terms["change"]) == 0.0
 
 
 def test_batches_are_pairs_of_a_person(folder):
@@ -292,7 +292,7 @@ def test_weights_go_around_in_half_precision_and_for_their_model(tiny, head, tmp
 
 
 def test_weights_that_are_not_finite_are_refused(tiny, tmp_path):
-    bad = eqx.tree_at(lambda n: n.out.bias, network(), jnp.full(4, jnp.nan))
+    bad = eqx.tree_at(lambda n: n.out.bias, network(), jnp.full(1, jnp.nan))
     save_network(tmp_path / "w.safetensors", bad, tiny, {})
     with pytest.raises(CheckpointError, match="not finite"):
         load_network(tmp_path / "w.safetensors", tiny)

@@ -293,7 +293,13 @@ def detailed(head, maps) -> SyntheticPhoto:
 
 
 def test_detail_changes_the_skin_and_the_light_on_it_alone(head, maps, clean, detailed):
-    assert tree_equal(detailed.truth, clean.truth)
+    dark = dataclasses.replace(detailed.truth, light=clean.truth.light)
+    assert tree_equal(dark, clean.truth)
+    # As many lamps from the same sides; less light from everywhere.
+    contrast = [
+        np.linalg.norm(np.mean(f.light[1:4], axis=1)) / np.mean(f.light[0]) for f in (detailed.truth, clean.truth)
+    ]
+    assert contrast[0] > 1.1 * contrast[1]
     np.testing.assert_array_equal(detailed.landmarks, clean.landmarks)
     np.testing.assert_array_equal(detailed.face_mask, clean.face_mask)
     away = np.asarray(maximum_filter(clean.head_mask, 3)) == 0
