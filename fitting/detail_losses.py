@@ -18,6 +18,7 @@ from morphable.uv import sample_texture
 Plane = Float[Array, "size size"]
 
 _EDGE = 0.1  # slope below which differences cost quadratically: six degrees. Nearer to 0, noisy photos teach nothing
+_FOLD_MM = 0.2  # change of height by an expression below which differences cost quadratically: see `change_loss`
 _BLOCK = 16  # texels: what is smoother in a photo's ratio, the light's and the coarse shape's errors explain
 _OUTLIER = 0.1  # logarithm; what differs more is no shading
 
@@ -30,7 +31,7 @@ class LossWeights:
     displacement: float = 1.0  # mean distance from the true displacement; of the code's, and of what is hidden
     hidden: float = 0.05  # of both, for the skin that the photo does not show, where the truth is known
     code: float = 0.5  # of both, for what the detail code decodes to
-    change: float = 10.0  # of what expressions change, beside the truth; as a distance in mm
+    change: float = 100.0  # of what expressions change, beside the truth; as a distance in mm
     consistency: float = 0.5  # of both, for the code of the person's other photo (detail consistency)
     photometric: float = 1.0
     smoothness: float = 0.2  # difference of normals from texel to texel
@@ -66,6 +67,15 @@ def normal_loss(one: Plane, other: Plane, frame: Float[Array, "size size 3"], we
     """Mean angle (rad, to first order) between the normals of two displacements."""
     square = jnp.sum((slopes(one, frame) - slopes(other, frame)) ** 2, axis=-1)
     return mean_over(jnp.sqrt(square + _EDGE**2) - _EDGE, weight)
+
+
+def change_loss(change: Plane, truth: Plane, weight: Plane) -> Float[Array, ""]:
+    """Mean distance (mm) of what another expression adds from what it truly adds.
+
+    Quadratic at first: nobody knows to the millimetre where a fold will come, and most places have none. The median
+    of what may come is nothing everywhere, the mean is a soft fold.
+    """
+    return mean_over(jnp.sqrt((change - truth) ** 2 + _FOLD_MM**2) - _FOLD_MM, weight)
 
 
 def photometric_loss(

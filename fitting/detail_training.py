@@ -1,7 +1,7 @@
 """Training of the detail network: from files of examples to weights, on one device or several, resumable to the bit.
 
-The state after a step is a function of the settings and of the examples alone: the order of people, the choice of
-expressions and the jitter of chips are drawn from (seed, step). So a run that is stopped and resumed ends where an
+The state after a step is a function of the settings and of the examples alone: the order of people, the relief that is
+added to them and the jitter of chips are drawn from (seed, step). So a run that is stopped and resumed ends where an
 unbroken one does.
 """
 
@@ -22,10 +22,12 @@ from jaxtyping import Array, Float, Key
 from fitting.detail_examples import Example, Mirror, mirrored, read_person
 from fitting.detail_losses import (
     LossWeights,
+    change_loss,
     mean_over,
     normal_loss,
     photometric_loss,
     relit_chip,
+    slopes,
     smoothness_loss,
     symmetry_loss,
     turn_loss,
@@ -87,10 +89,36 @@ class State(NamedTuple):
 Batch = Example  # of JAX arrays; two photos of each person, one after the other
 
 
+def with_more_relief(batch: Batch, key: Key[Array, ""]) -> tuple[Batch, Float[Array, "photo size size"]]:
+    """The batch with a part of the next person's relief added to each person of known truth, or taken off; and that.
+
+    To first order a photo's logarithm changes by what its light makes of the slopes, so few people are many.
+    """
+    count = len(batch.known)
+    share = jnp.repeat(jax.random.uniform(key, ((count + 1) // 2,), minval=-1.0, maxval=1.0), 2)[:count]
+    # Both photos of a person get the same relief.
+    other = (2 * (jnp.arange(count) // 2) + 2) % count
+    added = (share * batch.known)[:, None, None] * batch.truth[other].astype(jnp.float32)
+    slope = jax.vmap(slopes)(added, batch.frame.astype(jnp.float32))
+    maps, turn = batch.maps.astype(jnp.float32), batch.turn.astype(jnp.float32)
+    shading = jnp.sum(maps[..., 13:15] * slope, axis=-1, keepdims=True) * maps[..., 6:7]
+    more = batch._replace(
+        maps=maps.at[..., :6].add(shading),
+        turn=turn.at[..., :2].add(slope * turn[..., 2:]),
+        truth=batch.truth.astype(jnp.float32) + added,
+    )
+    return more, added
+
+
 def losses(
-    network: DetailNetwork, batch: Batch, shared: Shared, settings: TrainingSettings, key: Key[Array, ""]
+    network: DetailNetwork,
+    batch: Batch,
+    shared: Shared,
+    settings: TrainingSettings,
+    key: Key[Array, ""],
+    added: Float[Array, "photo size size"] | float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The weighted sum and each term's value, means over the batch."""
+    """The weighted sum and each term's value, means over the batch. `added` is relief that the chips do not show."""
     w = settings.weights
     compute = jnp.bfloat16 if settings.bfloat16 else jnp.float32
     single = lambda x: x.astype(jnp.float32)  # noqa: E731
@@ -129,7 +157,7 @@ def losses(
         "normals": known * w.normal * jax.vmap(turn_loss)(found, turn, frame, weight),
         "hidden": known * w.hidden * both(found, truth, hidden),
         "code": w.code * both(coded, target),
-        "change": known * w.change * jax.vmap(mean_over)(jnp.abs(changed - true_change), region),
+        "change": known * w.change * jax.vmap(change_loss)(changed, true_change, region),
         "consistency": w.consistency * both(swapped, target),
         "photometric": of_photo * w.photometric * jax.vmap(photometric_loss)(found, ratio, response, frame, weight),
         "smoothness": of_photo * w.smoothness * jax.vmap(smoothness_loss)(found, frame, region),
@@ -142,7 +170,7 @@ def losses(
         n = min(settings.chips, count)
         chips = batch.chip[:n].astype(jnp.float32)
         relit = jax.vmap(relit_chip)(
-            found[:n], single(batch.base[:n]), response[:n], frame[:n], chips, batch.chip_uv[:n],
+            (found - added)[:n], single(batch.base[:n]), response[:n], frame[:n], chips, batch.chip_uv[:n],
             single(batch.chip_share[:n]),
         )  # fmt: skip
         # Pixels must not learn one alignment's pattern: photo and rendering are moved alike.
@@ -203,9 +231,10 @@ class Trainer:
         self.shared = jax.device_put(shared, self.everywhere)
 
         def advance(state: State, batch: Batch, shared: Shared):
-            key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+            key, relief_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
+            batch, added = with_more_relief(batch, relief_key)
             gradient = eqx.filter_value_and_grad(losses, has_aux=True)
-            (total, terms), slope = gradient(state.network, batch, shared, settings, key)
+            (total, terms), slope = gradient(state.network, batch, shared, settings, key, added)
             parameters = eqx.filter(state.network, eqx.is_inexact_array)
             change, own = optimiser(settings).update(slope, state.optimiser, parameters)
             network = eqx.apply_updates(state.network, change)
