@@ -210,6 +210,8 @@ def conditioning(fitter: Fitter, network: DetailNetwork, args) -> None:
             true = averaged(np.asarray(folded), size)
             inside = np.abs(true) > 0.02
             outside = (region.relief > 0.5) & ~inside
+            if inside.sum() < 20:
+                continue  # a smooth face
             observation, _, identity, code = person[0]
             changes = {
                 "decoded": decode(network, code, jnp.asarray(put_on)) - decode(network, code, jnp.asarray(rest)),

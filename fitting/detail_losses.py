@@ -30,9 +30,9 @@ class LossWeights:
     normal: float = 10.0  # mean angle from the true normals, of the head with its relief
     displacement: float = 1.0  # mean distance from the true displacement; of the code's, and of what is hidden
     hidden: float = 0.05  # of both, for the skin that the photo does not show, where the truth is known
-    code: float = 0.5  # of both, for what the detail code decodes to
+    code: float = 0.1  # of both, for what the detail code decodes to
     change: float = 100.0  # of what expressions change, beside the truth; as a distance in mm
-    consistency: float = 0.5  # of both, for the code of the person's other photo (detail consistency)
+    consistency: float = 0.1  # of both, for the code of the person's other photo (detail consistency)
     photometric: float = 1.0
     smoothness: float = 0.2  # difference of normals from texel to texel
     symmetry: float = 0.1

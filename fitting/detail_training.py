@@ -145,8 +145,13 @@ def losses(
     coded = decode(codes.astype(compute), own, region)
     partner = jnp.minimum(jnp.arange(count) ^ 1, count - 1)  # the person's other photo
     swapped = decode(codes[partner].astype(compute), own, region)
-    # Somebody else's expression on this face.
-    other = jnp.roll(own, 2, axis=0)
+    # Somebody else's expression on this face, and what folds a group of wrinkles: by chance people do little.
+    fold_key, strength_key, key = jax.random.split(key, 3)
+    group = jax.random.randint(fold_key, (count,), 0, batch.drivers.shape[1])
+    push = batch.drivers[jnp.arange(count), group]
+    push = push / jnp.maximum(jnp.max(push, axis=1, keepdims=True), 1e-6)
+    strength = jax.random.uniform(strength_key, (count, 1))
+    other = jnp.clip(0.5 * jnp.roll(own, 2, axis=0) + strength * push, 0.0, 1.0)
     changed = decode(codes.astype(compute), other, region) - coded
     fold = jax.vmap(activations)(batch.drivers, other) - jax.vmap(activations)(batch.drivers, own)
     true_change = jnp.einsum("bg,bgij->bij", fold, single(batch.wrinkles))
