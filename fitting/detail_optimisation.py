@@ -69,9 +69,9 @@ class DetailSettings:
     cavity_mm: float = 1.5  # deviation of what is "around"
     displacement_mm: float = 4.0  # hardly a constraint; smoothness says what skin is like
     sparsity_mm: float = 40.0  # mean of |D|: skin without detail stays without
-    broad_mm: float = 0.08  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
+    broad_mm: float = 0.3  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
     slope: float = 0.35  # of D: detail does not turn the coarse surface
-    bend: float = 0.12  # 1/mm; difference of normals between neighbours 1 mm apart
+    bend: float = 0.09  # 1/mm; difference of normals between neighbours 1 mm apart
     bend_outlier: float = 1.0  # the bottom of a wrinkle bends more than other skin
     asymmetry_mm: float = 1.0  # difference between the two sides, where both or only the other are seen
     melanin: float = 0.5  # logarithm (length of the RGB vector), from the fit's albedo
@@ -82,8 +82,8 @@ class DetailSettings:
     blood_edge: float = 0.15
     grey_edge: float = 0.02
     edge_outlier: float = 0.5
-    light: float = 0.1  # logarithm: a photo's light against the fit's
-    light_slope: float = 0.02  # the same between nodes 17 mm apart
+    light: float = 0.03  # logarithm: a photo's light against the fit's
+    light_slope: float = 0.01  # the same between nodes 17 mm apart
 
 
 class Unknowns(eqx.Module):
