@@ -80,9 +80,10 @@ def example(
     drivers, true = np.zeros((groups, units)), np.zeros(units)
     if synthetic is not None and relief is not None:
         places, known = shown_places(fit, synthetic, observation)
-        turn = _turn(fit, synthetic, observation, places, known)
+        displacement = relief.displacement(synthetic.truth.expression)
+        turn = _turn(fit, synthetic, displacement, observation, places, known)
         true, drivers = np.asarray(synthetic.truth.expression), np.asarray(relief.drivers)
-        truth = _carried(relief.displacement(synthetic.truth.expression)[None], places)[0] * region.relief
+        truth = _carried(displacement[None], places)[0] * region.relief
         coarse = np.asarray(places).reshape(half, 2, half, 2, 2).mean(axis=(1, 3))
         wrinkles = _carried(jnp.asarray(averaged(np.asarray(relief.wrinkles), half)), coarse)
     chip, chip_uv, chip_share = _chip(fit, photo, region.bare)
@@ -137,9 +138,8 @@ def shown_places(
     return own + extrapolate(away, known.astype(float), np.zeros(2), fade=0.02), known
 
 
-def _turn(fit: Fit, synthetic: SyntheticPhoto, observation: DetailObservation, places, known):
+def _turn(fit: Fit, synthetic: SyntheticPhoto, relief, observation: DetailObservation, places, known):
     """Slopes along the two tangents by which the true normals differ from the fit's, and where they are known."""
-    relief = synthetic.scene.relief.displacement(synthetic.truth.expression)
     table = skin_maps(fit.model, len(relief)).table
     normals = _relief_normals(jnp.asarray(synthetic.vertices), fit.model, table, relief)
     seen = np.moveaxis(_carried(jnp.moveaxis(normals, -1, 0), places), 0, -1)
