@@ -168,8 +168,8 @@ def train_detail(
         sheet = samples(state.average, holding.batch(0), trainer.shared.region)
         Image.fromarray(sheet).save(out / "samples" / f"step_{step:06d}.png")
         console.print(
-            f"step {step}/{steps}: loss {terms['total']:.4f}, normals' error {terms['normals_left']:.2f} of a smooth "
-            f"face's, {unseen['held_out_normals_left']:.2f} on people held out "
+            f"step {step}/{steps}: loss {terms['total']:.4f}, normals' error {terms['normals_left']:.2f} of the "
+            f"fit's, {unseen['held_out_normals_left']:.2f} on people held out "
             f"({unseen['held_out_normals_left_by_code']:.2f} by code) [dim]{log[-1]['seconds']:.0f} s[/dim]"
         )
 
