@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 import morphable
 from fitting.detail_checkpoint import load_network
 from fitting.detail_estimate import refined
-from fitting.detail_examples import averaged
+from fitting.detail_examples import PORTRAITS, averaged
 from fitting.detail_network import DetailInputs, DetailNetwork, input_maps
 from fitting.detail_observation import DetailObservation, detail_region, observe
 from fitting.detail_optimisation import optimise_detail
@@ -34,7 +34,7 @@ from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
 from fitting.fit import Fit, Fitter
 from fitting.ground_truth import read_scan
 from fitting.observation import Photo, read_photo
-from fitting.synthesis import SynthesisSettings, SyntheticPhoto, solid, synthesize
+from fitting.synthesis import SyntheticPhoto, solid, synthesize
 from fitting.texture_map import texture_layout
 from morphable.detail import detail_normals, displaced_mesh, skin_vertices
 from morphable.mesh import Mesh
@@ -46,8 +46,6 @@ from renderer.render import render
 Map = Float[np.ndarray, "size size"]
 Method = Callable[[DetailObservation, Fit, Photo], Map]  # mm
 
-# As the training's photos (`fitting.detail_command`).
-PHOTOS = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
 _FINE_PX = 12.0  # deviation, pixels of the photo: about 6 mm
 
 
@@ -139,7 +137,7 @@ def synthetic(fitter: Fitter, network: DetailNetwork, args) -> None:
     compared = methods(model, size, network, args.refine)
     rows, seconds = defaultdict(list), defaultdict(list)
     for seed in range(args.first, args.first + args.count):
-        shown = synthesize(model, seed, PHOTOS)
+        shown = synthesize(model, seed, PORTRAITS)
         fit = fitter.fit(shown.photo, shown.as_face(1.5, seed))
         if fit.result == "failed":
             continue
@@ -194,7 +192,7 @@ def conditioning(fitter: Fitter, network: DetailNetwork, args) -> None:
     for seed in range(args.first, args.first + args.count):
         person, first = [], None
         for k in range(2):
-            shown = synthesize(model, seed + 1_000_000_000 * k, PHOTOS, first)
+            shown = synthesize(model, seed + 1_000_000_000 * k, PORTRAITS, first)
             first = shown.scene if first is None else first
             fit = fitter.fit(shown.photo, shown.as_face(1.5, seed + k))
             observation = observe(fit, shown.photo, size, region=region)

@@ -203,14 +203,11 @@ def _bench(model: Path | None, size: int):
 
 
 def _make_person(plan: _Plan, target: Path) -> str:
-    from fitting.detail_examples import save_person, synthetic_person
-    from fitting.synthesis import SynthesisSettings
+    from fitting.detail_examples import PORTRAITS, save_person, synthetic_person
 
     fitter, region = _bench(plan.model, plan.size)
     seed = int(target.stem.split("_")[1])
-    # Portraits, as people take them: what the network sees must be as fine as what it draws.
-    settings = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
-    made = synthetic_person(fitter, seed, plan.photos, plan.size, settings, region)
+    made = synthetic_person(fitter, seed, plan.photos, plan.size, PORTRAITS, region)
     if made:
         save_person(target, made)
     return target.stem if made else ""

@@ -30,6 +30,9 @@ from morphable.uv import TexelTable, interpolate, sample_texture
 from renderer.fill import extrapolate
 from renderer.rasterize import barycentrics, rasterize
 
+# Portraits, as people take them: what the network sees must be as fine as what it draws.
+PORTRAITS = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
+
 _LANDMARK_NOISE_PX = 1.5  # of a 512 px photo: detectors' random part, apart from their conventions
 _FARTHEST = 0.06  # of the map, 17 mm on the face: by how much a fit may be off along the skin
 _BASE_TEXELS = 4.0  # deviation of the blur that leaves a photo's colours without fine pattern

@@ -9,14 +9,13 @@ import pytest
 
 from fitting.detail_checkpoint import load_network
 from fitting.detail_estimate import DetailEstimateError, estimate_detail
-from fitting.detail_examples import Example, example
+from fitting.detail_examples import PORTRAITS, Example, example
 from fitting.detail_losses import slopes, turn_loss
 from fitting.detail_network import DetailNetwork
-from fitting.synthesis import SynthesisSettings, SyntheticPhoto, synthesize
+from fitting.synthesis import SyntheticPhoto, synthesize
 from morphable.detail import LIMIT_MM
 
-# As the training's photos (`fitting.detail_command`); its seeds are below these.
-PHOTOS = SynthesisSettings(size=512, head_share=(0.75, 1.0), lens_mm=(35.0, 200.0), yaw=35.0, detail=1.0)
+# The training's are below these.
 SEEDS = (7_000_000, 7_000_003)
 
 
@@ -27,7 +26,7 @@ def network(head) -> DetailNetwork:
 
 @pytest.fixture(scope="module")
 def shown(head) -> list[SyntheticPhoto]:
-    return [synthesize(head, seed, PHOTOS) for seed in SEEDS]
+    return [synthesize(head, seed, PORTRAITS) for seed in SEEDS]
 
 
 @pytest.fixture(scope="module")

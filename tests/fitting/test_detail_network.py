@@ -16,15 +16,27 @@ from fitting.detail_checkpoint import CheckpointError, load_checkpoint, load_net
 from fitting.detail_examples import Example, mirror_of, mirrored, read_person, save_person
 from fitting.detail_losses import (
     LossWeights,
+    change_loss,
     fine,
     normal_loss,
     photometric_loss,
     slopes,
     smoothness_loss,
     symmetry_loss,
+    turn_loss,
 )
 from fitting.detail_network import DetailInputs, DetailNetwork, face_window, jaw_matrix
-from fitting.detail_training import People, Shared, Trainer, TrainingError, TrainingSettings, start, train
+from fitting.detail_training import (
+    People,
+    Shared,
+    Trainer,
+    TrainingError,
+    TrainingSettings,
+    stacked,
+    start,
+    train,
+    with_more_relief,
+)
 from fitting.wrinkle_maps import wrinkle_drivers, wrinkle_maps
 from morphable.detail import LIMIT_MM
 
@@ -173,6 +185,31 @@ def test_exact_shading_leaves_nothing_and_no_relief_leaves_all():
     smooth = ratio + jnp.linspace(0, 0.1, SIZE)[:, None]
     assert photometric_loss(truth, smooth, response, frame, weight) < 0.05
     assert np.abs(fine(smooth - ratio, weight)).max() < 0.03
+
+
+def test_added_relief_shows_in_the_photo_as_in_the_truth():
+    """What the light says of the photo's change is what the truth changed by."""
+    batch = stacked([person(0), person(1), person(2, known=0.0)])
+    more, added = quickly(with_more_relief)(jax.tree.map(jnp.asarray, batch), jax.random.key(0))
+    assert np.abs(added[:4]).max() > 0.01 and not np.asarray(added[4:]).any()
+    np.testing.assert_array_equal(added[0], added[1])  # a person's two photos show the same
+    np.testing.assert_allclose(more.truth, batch.truth + added, atol=1e-6)
+    for k in range(4):
+        frame, response = (jnp.asarray(x[k], jnp.float32) for x in (batch.frame, batch.maps[..., 13:]))
+        turn = more.turn[k, ..., :2] - batch.turn[k, ..., :2]
+        np.testing.assert_allclose(turn, slopes(added[k], frame), atol=1e-6)
+        shown = more.maps[k, ..., 3] - batch.maps[k, ..., 3]
+        np.testing.assert_allclose(shown, np.sum(np.asarray(response * turn), axis=-1), atol=1e-5)
+        # In these photos the fit's only error is the relief.
+        assert turn_loss(more.truth[k], more.turn[k], frame, jnp.ones((SIZE, SIZE))) < 1e-3
+
+
+def test_a_fold_that_may_be_anywhere_is_learned_as_their_mean():
+    square = jnp.ones((SIZE, SIZE))
+    places = jnp.asarray(np.random.default_rng(0).random((20, SIZE, SIZE)) < 0.1, jnp.float32) * 0.1
+    cost = lambda guess: sum(float(change_loss(guess * square, place, square)) for place in places)  # noqa: E731
+    # The mean costs less than nothing does, which is the median.
+    assert cost(0.01) < cost(0.0) and cost(0.01) < cost(0.05)
 
 
 def test_slopes_of_a_plane_and_what_bending_costs():
