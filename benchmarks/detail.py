@@ -1,12 +1,16 @@
 """How much nearer to the truth detail brings a head's normals, on synthetic photos that no training has seen.
 
     python -m benchmarks detail [--count 12] [--first 900000] [--weights FILE] [--refine] [--shared ../shared]
+        [--out FOLDER]
 
 For each photo, with the true coarse parameters and with facefit's own fit: mean angle between the normals of the head
 with detail and the true ones, pixel by pixel in the camera's frame, over bare skin that the photo shows, and the
 correlation of the displacements without what is broader than 8 mm. Of the network also: where on the map another
 expression changes the relief, and how much swapping the detail codes of two photos changes what is seen.
-With --shared also what it does to scan-to-mesh distances of `data/ict_dev`, heads without wrinkles.
+With --shared also what it does to scan-to-mesh distances of `data/ict_dev`, heads without wrinkles, and to whom a
+rendering of `data/photos_dev` looks like: the distance of dlib's descriptors between photo and rendering, with the
+linear model's own albedo, so that whatever is fine is relief, and with the texture that is exported. --out gets a
+strip for each of these photos.
 """
 
 import argparse
@@ -20,22 +24,25 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import morphable
 from fitting.detail_checkpoint import load_network
-from fitting.detail_estimate import refined
+from fitting.detail_estimate import estimate_detail, refined
 from fitting.detail_examples import PORTRAITS, averaged
 from fitting.detail_network import DetailInputs, DetailNetwork, input_maps
 from fitting.detail_observation import DetailObservation, detail_region, observe
 from fitting.detail_optimisation import optimise_detail
-from fitting.detection import detect_faces
+from fitting.detection import detect_faces, face_descriptor
 from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
 from fitting.fit import Fit, Fitter
 from fitting.ground_truth import read_scan
 from fitting.observation import Photo, read_photo
+from fitting.pictures import detail_strip, render_over_photo
 from fitting.synthesis import SyntheticPhoto, solid, synthesize
-from fitting.texture_map import texture_layout
+from fitting.texture_map import face_texture, texture_layout
+from morphable.colour import linear_to_srgb
 from morphable.detail import detail_normals, displaced_mesh, skin_vertices
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
@@ -264,6 +271,43 @@ def scans(fitter: Fitter, network: DetailNetwork, args) -> None:
         print(f"{name:22s}{values[:, 0].mean():8.3f}{ratio:13.3f}{rms:9.3f}{most:13.3f}")
 
 
+def portraits(fitter: Fitter, network: DetailNetwork, args) -> None:
+    """Real photos: no truth, but an eye, and a network that knows people."""
+    rows = defaultdict(list)
+    for path in sorted((args.shared / "data" / "photos_dev").iterdir()):
+        if path.suffix not in (".jpg", ".png"):
+            continue
+        photo = read_photo(path)
+        fit = fitter.fit(photo, detect_faces(photo)[0])
+        if fit.result == "failed":
+            continue
+        seen = face_descriptor(photo, fit.landmarks2d)
+        plain = texture_layout(fit, 512).plain
+        plain = np.rint(255 * np.asarray(linear_to_srgb(jnp.asarray(plain, jnp.float32)))).astype(np.uint8)
+        details = {
+            "no detail": None,
+            "optimised": estimate_detail([fit], [photo], "optimise"),
+            "network": estimate_detail([fit], [photo], "network", network=network),
+        }
+        strips = []
+        for name, detail in details.items():
+            texture = face_texture(fit, photo, detail=detail)
+            away = []
+            for colours in (plain, texture):
+                shown = dataclasses.replace(photo, pixels=render_over_photo(fit, photo, colours, detail))
+                away.append(float(np.linalg.norm(face_descriptor(shown, fit.landmarks2d) - seen)))
+            rows[name].append(away)
+            if detail is not None:
+                strips.append(detail_strip(fit, photo, detail, texture))
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.concatenate(strips)).save(args.out / f"{path.stem}.png")
+        print(path.name, *(f"{name} {a[-1][0]:.3f} {a[-1][1]:.3f}" for name, a in rows.items()), sep="  ")
+    print(f"\n{'photo to rendering, photos_dev':32s}{'plain albedo':>14s}{'texture':>10s}")
+    for name, values in rows.items():
+        print(f"{name:32s}{np.mean(values, axis=0)[0]:14.3f}{np.mean(values, axis=0)[1]:10.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=12)
@@ -271,6 +315,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="of the network; default: the shipped ones")
     parser.add_argument("--refine", action="store_true", help="also the network trained on with each photo")
     parser.add_argument("--shared", type=Path)
+    parser.add_argument("--out", type=Path, help="for the strips of photos_dev")
     args = parser.parse_args()
     fitter = Fitter(morphable.load())
     network = load_network(args.weights, fitter.model)
@@ -278,3 +323,4 @@ def main() -> None:
     conditioning(fitter, network, args)
     if args.shared is not None:
         scans(fitter, network, args)
+        portraits(fitter, network, args)

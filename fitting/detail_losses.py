@@ -19,7 +19,7 @@ Plane = Float[Array, "size size"]
 
 _EDGE = 0.1  # slope below which differences cost quadratically: six degrees. Nearer to 0, noisy photos teach nothing
 _FOLD_MM = 0.2  # change of height by an expression below which differences cost quadratically: see `change_loss`
-_BLOCK = 16  # texels: what is smoother in a photo's ratio, the light's and the coarse shape's errors explain
+_BLOCK = 16  # texels, of a map of 256; as many mm: what is broader is the light's and the coarse shape's
 _OUTLIER = 0.1  # logarithm; what differs more is no shading
 
 
@@ -120,7 +120,7 @@ def symmetry_loss(displacement: Plane, mirror_uv: Float[Array, "size size 2"], w
 def fine(values: Plane, weight: Plane) -> Plane:
     """Values without their smooth part: minus the weighted means of blocks, interpolated between their centres."""
     size = values.shape[0]
-    blocks = size // min(_BLOCK, size)
+    blocks = size // min(max(_BLOCK, size * _BLOCK // 256), size)
 
     def means(x):
         return jnp.mean(x.reshape(blocks, size // blocks, blocks, size // blocks), axis=(1, 3))

@@ -439,8 +439,10 @@ class DetailNetwork(eqx.Module):
         x = jnp.concatenate([x, photo], axis=-1)
         raw = self.out(jax.nn.silu(self.sharpen(_normalised(x))))[..., 0].astype(jnp.float32)
         around = ((top, self.size - top - height), (left, self.size - left - width))
-        raw = jnp.pad(raw, around)
-        return Prediction(limited(_FIRST_MM * raw) * inputs.region, code.astype(jnp.float32))
+        region = jnp.pad(inputs.region[top : top + height, left : left + width], around)
+        # Broad shape is the linear model's: slopes of little certainty would add up to millimetres.
+        relief = limited(fine(_FIRST_MM * jnp.pad(raw, around), region)) * region
+        return Prediction(relief, code.astype(jnp.float32))
 
     def _code(self, x: Map) -> Float[Array, " code"]:
         pooled = jax.lax.reduce_window(x, 0.0, jax.lax.add, (2, 2, 1), (2, 2, 1), "VALID") / 4

@@ -69,7 +69,7 @@ class DetailSettings:
     cavity_mm: float = 1.5  # deviation of what is "around"
     displacement_mm: float = 4.0  # hardly a constraint; smoothness says what skin is like
     sparsity_mm: float = 40.0  # mean of |D|: skin without detail stays without
-    broad_mm: float = 0.3  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
+    broad_mm: float = 0.06  # of D's mean over 9 mm x 9 mm: broader shape is the linear model's
     slope: float = 0.35  # of D: detail does not turn the coarse surface
     bend: float = 0.09  # 1/mm; difference of normals between neighbours 1 mm apart
     bend_outlier: float = 1.0  # the bottom of a wrinkle bends more than other skin

@@ -1,7 +1,7 @@
 """Training of the detail network: from files of examples to weights, on one device or several, resumable to the bit.
 
-The state after a step is a function of the settings and of the examples alone: the order of people, the relief that is
-added to them and the jitter of chips are drawn from (seed, step). So a run that is stopped and resumed ends where an
+The state after a step is a function of the settings and of the examples alone: the order of people, how they are
+mixed and the jitter of chips are drawn from (seed, step). So a run that is stopped and resumed ends where an
 unbroken one does.
 """
 
@@ -19,6 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
+from fitting.detail_augmentation import random_mixture, recombined
 from fitting.detail_examples import Example, Mirror, mirrored, read_person
 from fitting.detail_losses import (
     LossWeights,
@@ -27,7 +28,6 @@ from fitting.detail_losses import (
     normal_loss,
     photometric_loss,
     relit_chip,
-    slopes,
     smoothness_loss,
     symmetry_loss,
     turn_loss,
@@ -87,27 +87,6 @@ class State(NamedTuple):
 
 
 Batch = Example  # of JAX arrays; two photos of each person, one after the other
-
-
-def with_more_relief(batch: Batch, key: Key[Array, ""]) -> tuple[Batch, Float[Array, "photo size size"]]:
-    """The batch with a part of the next person's relief added to each person of known truth, or taken off; and that.
-
-    To first order a photo's logarithm changes by what its light makes of the slopes, so few people are many.
-    """
-    count = len(batch.known)
-    share = jnp.repeat(jax.random.uniform(key, ((count + 1) // 2,), minval=-1.0, maxval=1.0), 2)[:count]
-    # Both photos of a person get the same relief.
-    other = (2 * (jnp.arange(count) // 2) + 2) % count
-    added = (share * batch.known)[:, None, None] * batch.truth[other].astype(jnp.float32)
-    slope = jax.vmap(slopes)(added, batch.frame.astype(jnp.float32))
-    maps, turn = batch.maps.astype(jnp.float32), batch.turn.astype(jnp.float32)
-    shading = jnp.sum(maps[..., 13:15] * slope, axis=-1, keepdims=True) * maps[..., 6:7]
-    more = batch._replace(
-        maps=maps.at[..., :6].add(shading),
-        turn=turn.at[..., :2].add(slope * turn[..., 2:]),
-        truth=batch.truth.astype(jnp.float32) + added,
-    )
-    return more, added
 
 
 def losses(
@@ -236,8 +215,8 @@ class Trainer:
         self.shared = jax.device_put(shared, self.everywhere)
 
         def advance(state: State, batch: Batch, shared: Shared):
-            key, relief_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
-            batch, added = with_more_relief(batch, relief_key)
+            key, mixture_key = jax.random.split(jax.random.fold_in(jax.random.key(settings.seed), state.step))
+            batch, added = recombined(batch, random_mixture(mixture_key, len(batch.known)))
             gradient = eqx.filter_value_and_grad(losses, has_aux=True)
             (total, terms), slope = gradient(state.network, batch, shared, settings, key, added)
             parameters = eqx.filter(state.network, eqx.is_inexact_array)

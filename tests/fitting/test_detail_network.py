@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import quickly
 
+from fitting.detail_augmentation import Mixture, random_mixture, recombined
 from fitting.detail_checkpoint import CheckpointError, load_checkpoint, load_network, save_checkpoint, save_network
 from fitting.detail_examples import Example, mirror_of, mirrored, read_person, save_person
 from fitting.detail_losses import (
@@ -35,7 +36,6 @@ from fitting.detail_training import (
     stacked,
     start,
     train,
-    with_more_relief,
 )
 from fitting.wrinkle_maps import wrinkle_drivers, wrinkle_maps
 from morphable.detail import LIMIT_MM
@@ -187,21 +187,41 @@ def test_exact_shading_leaves_nothing_and_no_relief_leaves_all():
     assert np.abs(fine(smooth - ratio, weight)).max() < 0.03
 
 
-def test_added_relief_shows_in_the_photo_as_in_the_truth():
-    """What the light says of the photo's change is what the truth changed by."""
-    batch = stacked([person(0), person(1), person(2, known=0.0)])
-    more, added = quickly(with_more_relief)(jax.tree.map(jnp.asarray, batch), jax.random.key(0))
-    assert np.abs(added[:4]).max() > 0.01 and not np.asarray(added[4:]).any()
-    np.testing.assert_array_equal(added[0], added[1])  # a person's two photos show the same
-    np.testing.assert_allclose(more.truth, batch.truth + added, atol=1e-6)
-    for k in range(4):
+def test_photos_put_together_anew_show_what_their_truth_says():
+    batch = jax.tree.map(jnp.asarray, stacked([person(0), person(1), person(2, known=0.0)]))
+    count = len(batch.known)
+    parts = np.zeros((count, 2)), np.zeros((count, 2)), np.zeros(count)
+    parts[0][:, 0] = parts[1][:, 0] = 1.0
+    same, added = quickly(recombined)(batch, Mixture(*(jnp.asarray(x, jnp.float32) for x in parts)))
+    assert not np.asarray(added).any()
+    np.testing.assert_allclose(same.maps, batch.maps, atol=1e-6)
+    np.testing.assert_allclose(same.turn, batch.turn, atol=1e-6)
+
+    mixed, added = quickly(recombined)(batch, random_mixture(jax.random.key(1), count))
+    # The third person's truth is unknown: nothing is taken from it, nothing given to it.
+    assert np.abs(added[:2]).max() > 0.01 and not np.asarray(added[2:]).any()
+    np.testing.assert_array_equal(added[0], added[1])  # a person's two photos show the same relief
+    np.testing.assert_allclose(mixed.truth, batch.truth + added, atol=1e-6)
+    for k in range(2):
         frame, response = (jnp.asarray(x[k], jnp.float32) for x in (batch.frame, batch.maps[..., 13:]))
-        turn = more.turn[k, ..., :2] - batch.turn[k, ..., :2]
-        np.testing.assert_allclose(turn, slopes(added[k], frame), atol=1e-6)
-        shown = more.maps[k, ..., 3] - batch.maps[k, ..., 3]
-        np.testing.assert_allclose(shown, np.sum(np.asarray(response * turn), axis=-1), atol=1e-5)
-        # In these photos the fit's only error is the relief.
-        assert turn_loss(more.truth[k], more.turn[k], frame, jnp.ones((SIZE, SIZE))) < 1e-3
+        # In these photos the fit's only error is the relief, and they show nothing but its shading.
+        assert turn_loss(mixed.truth[k], mixed.turn[k], frame, jnp.ones((SIZE, SIZE))) < 1e-3
+        shown = np.sum(np.asarray(response * mixed.turn[k, ..., :2]), axis=-1)
+        left_over = np.asarray(mixed.maps[k, ..., 3]) - shown  # a photo's tone is taken off
+        assert left_over.std() < 0.05 * shown.std()
+
+
+def test_another_persons_pigments_are_laid_over_the_same_relief():
+    batch = jax.tree.map(jnp.asarray, stacked([person(0), person(1)]))
+    spots = 0.1 * jnp.asarray(np.random.default_rng(1).normal(size=(SIZE, SIZE, 1)), jnp.float32)
+    batch = batch._replace(maps=batch.maps.astype(jnp.float32).at[2, ..., :6].add(spots))
+    mixture = Mixture(jnp.tile(jnp.array([1.0, 0.0]), (4, 1)), jnp.tile(jnp.array([1.0, 0.0]), (4, 1)), jnp.ones(4))
+    mixed, added = quickly(recombined)(batch, mixture)
+    assert not np.asarray(added).any()
+    np.testing.assert_allclose(mixed.turn, batch.turn, atol=1e-6)
+    change = np.asarray(mixed.maps[0, ..., 3] - batch.maps[0, ..., 3])
+    assert np.corrcoef(change.ravel(), np.asarray(spots).ravel())[0, 1] > 0.9
+    assert change.std() == pytest.approx(np.sin(1.0) * 0.1, rel=0.15)
 
 
 def test_a_fold_that_may_be_anywhere_is_learned_as_their_mean():
