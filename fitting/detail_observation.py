@@ -27,6 +27,10 @@ from renderer.unwrap import texel_table
 
 SIZE = 256  # texels in a row of a detail map: 1.1 mm on the face of the model that ships with facefit
 _PIXELS_PER_TEXEL = 1.5  # of the crop across the face that is unwrapped
+_NEAR = 0.008  # of the map's side: 2 mm on the face
+# Logarithms: what differs more from the fit over some mm, or between some mm, is hair, glasses or a hard shadow. Folds
+# that the fit does not have are as dark as light hair.
+_FOREIGN, _CONTRAST = 0.7, 0.3
 _NOT_SKIN = ("lips", "lids", "scalp", "ears", "iris", "sclera")  # a beard may be shaven: the photo decides
 
 
@@ -98,13 +102,37 @@ def observe(
     single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
     return DetailObservation(
         ratio=single(ratio),
-        weight=single(trust * region.bare),
+        weight=_of_skin(single(ratio), single(trust * region.bare)),
         plain=single(layout.plain),
         surface=_surface(mesh, size),
         rotation=single(fit.camera.rotation),
         light=single(fit.light),
         usual=single(usual_shade(fit, mesh)),
     )
+
+
+@eqx.filter_jit
+def _of_skin(ratio, weight):
+    """The weight without what a photo shows that does not look like the fit's skin."""
+    brightness = jnp.mean(ratio - median_ratio(ratio, weight), axis=-1)
+    around = lambda x: _mean(x * weight) / jnp.maximum(_mean(weight), 1e-3)  # noqa: E731
+    broad = around(brightness)
+    contrast = around((brightness - broad) ** 2)
+    return weight / (1.0 + (broad / _FOREIGN) ** 4 + (contrast / _CONTRAST**2) ** 2)
+
+
+def _mean(values):
+    """Over some mm, as two running means."""
+    side = max(1, round(values.shape[0] * _NEAR))
+    for axis in (0, 1, 0, 1):
+        values = sum(jnp.roll(values, k - side, axis) for k in range(2 * side + 1)) / (2 * side + 1)
+    return values
+
+
+def median_ratio(ratio: Float[Array, "row column 3"], weight: Float[Array, "row column"]) -> Float[Array, "3"]:
+    """Of what is seen: the exposure and white balance that the fit got wrong."""
+    values = jnp.where(weight[..., None] > 0.5, ratio, jnp.nan).reshape(-1, 3)
+    return jnp.nan_to_num(jnp.nanmedian(values, axis=0))
 
 
 def stacked(observations: Sequence[DetailObservation]) -> DetailObservation:

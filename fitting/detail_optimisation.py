@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from fitting.detail_observation import DetailObservation, stacked
+from fitting.detail_observation import DetailObservation, median_ratio, stacked
 from fitting.terms import AbstractKernel, Huber
 from morphable.detail import UVSurface, limited, slopes
 from morphable.mesh import unit
@@ -42,7 +42,6 @@ _NODES = 16  # of the light's error, in a row: 17 mm on the face of the default 
 _BLOCKS = 32  # in a row, over whose means D is broad: 9 mm
 _LARGEST_MM2 = 9.0  # of a texel; larger ones lie where the map is squeezed, beside the face
 _FINEST = 1e-3  # mm; the kernel |D| is rounded off below it
-_NEAR = 0.008  # of the map's side: 2 mm on the face
 _COARSEST = 8  # nodes in a row of the solver's coarsest grid
 _SHALLOW = 0.02  # mm; over which the darkening of cavities sets in
 
@@ -62,8 +61,6 @@ class DetailSettings:
     inner_steps: int = 12  # of conjugate gradients in each
     noise: float = 0.016  # logarithm: of a photo, with its blocks of compression
     dark: float = 0.005  # linear colour of the usual exposure: dark skin's logarithm is noisier
-    foreign: float = 0.5  # logarithm; what differs more from the fit over some mm is hair, glasses or a hard shadow
-    contrast: float = 0.25  # the same between some mm
     outlier: float = 1.8  # cut-off of the photo's residuals: gloss, edges of shadows, hairs
     cavity: float = 0.3  # logarithm by which a groove darkens for each mm below the skin around it
     cavity_mm: float = 1.5  # deviation of what is "around"
@@ -113,7 +110,6 @@ class _Scene(eqx.Module):
     seen: Float[Array, "row column"]  # 0 to 1, by any photo
     free: Float[Array, "row column"]  # 1 where D may differ from 0: seen here or on the other side
     variance: Float[Array, "photo row column 3"]  # of the photos' noise
-    trust: Float[Array, "photo row column"]  # 0 to 1, in each photo
 
 
 def optimise_detail(
@@ -186,7 +182,7 @@ def _scene(observations: DetailObservation, mirror_uv, numbers) -> _Scene:
     flip = texel[..., 1] * size + texel[..., 0]
     flip = jnp.where(surface.valid, flip, jnp.arange(size * size).reshape(size, size))
     seen = jnp.clip(jnp.sum(weight, axis=0), 0.0, 1.0) * surface.valid
-    tone = jax.vmap(_tone)(observations.ratio, weight)
+    tone = jax.vmap(median_ratio)(observations.ratio, weight)
     # Brightness at the usual exposure, whatever the photo's was.
     shade = jax.vmap(lambda o: o.shade(o.surface.normals) / jnp.mean(o.usual))(observations)
     shown = observations.plain * shade * jnp.exp(observations.ratio - tone[:, None, None])
@@ -199,31 +195,7 @@ def _scene(observations: DetailObservation, mirror_uv, numbers) -> _Scene:
         seen,
         ((seen > 0) | (_flipped(seen, flip) > 0)) * surface.valid.astype(jnp.float32),
         numbers["noise"] ** 2 + (numbers["dark"] / jnp.maximum(shown, 1e-3)) ** 2,
-        weight * jax.vmap(lambda r, w: _bare(r, w, numbers))(observations.ratio - tone[:, None, None], weight),
     )
-
-
-def _bare(ratio, weight, numbers):
-    """1 where a photo looks like the fit's skin, falling to 0 where it looks like something else."""
-    brightness = jnp.mean(ratio, axis=-1)
-    around = lambda x: _mean(x * weight) / jnp.maximum(_mean(weight), 1e-3)  # noqa: E731
-    broad = around(brightness)
-    contrast = around((brightness - broad) ** 2)
-    return 1.0 / (1.0 + (broad / numbers["foreign"]) ** 4 + (contrast / numbers["contrast"] ** 2) ** 2)
-
-
-def _mean(values):
-    """Over some mm, as two running means."""
-    side = max(1, round(values.shape[0] * _NEAR))
-    for axis in (0, 1, 0, 1):
-        values = sum(jnp.roll(values, k - side, axis) for k in range(2 * side + 1)) / (2 * side + 1)
-    return values
-
-
-def _tone(ratio, weight):
-    """The median ratio of what is seen: the exposure and white balance that the fit got wrong."""
-    values = jnp.where(weight[..., None] > 0.5, ratio, jnp.nan).reshape(-1, 3)
-    return jnp.nan_to_num(jnp.nanmedian(values, axis=0))
 
 
 def _flipped(values, flip):
@@ -378,7 +350,7 @@ def _terms(scene: _Scene, now: Unknowns, numbers: dict[str, Array]) -> _Terms:
         "photos",
         explained,
         linear - error / deviation,
-        scene.trust * area,
+        scene.observations.weight * area,
         Huber(numbers["outlier"]),
         at=linear,
         order=1,

@@ -60,3 +60,19 @@ def test_what_covers_the_face_is_not_observed(fitted, photo, observation):
     kept = float(seen.sum())
     assert kept < 0.75 * (left + right) and kept > 0.1 * (left + right)
     assert fitted.uncovered() is None
+
+
+def test_what_looks_like_no_skin_is_left_alone(fitted, photo, observation):
+    (left, top), (right, bottom) = fitted.landmarks2d.min(axis=0), fitted.landmarks2d.max(axis=0)
+    pixels = np.asarray(fitted.camera.project(observation.surface.points.reshape(-1, 3))).reshape(128, 128, 2)
+    before = np.asarray(observation.weight)
+    # A strip of dark brown across the nose and both cheeks.
+    above, below = (top + share * (bottom - top) for share in (0.40, 0.50))
+    painted = photo.pixels.copy()
+    painted[round(above) : round(below), round(left) : round(right)] = (60, 40, 30)
+    after = np.asarray(observe(fitted, dataclasses.replace(photo, pixels=painted), 128).weight)
+    margin = 0.02 * (bottom - top)
+    covered = (pixels[..., 1] > above + margin) & (pixels[..., 1] < below - margin) & (before > 0.5)
+    bare = ((pixels[..., 1] < above - 4 * margin) | (pixels[..., 1] > below + 4 * margin)) & (before > 0.5)
+    assert covered.sum() > 50 and after[covered].mean() < 0.2 * before[covered].mean()
+    assert np.quantile(np.abs(after - before)[bare], 0.95) < 0.1
