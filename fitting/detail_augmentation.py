@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Key
 from fitting.detail_examples import Example
 from fitting.detail_losses import fine, slopes
 
-_AS_THEY_ARE = 0.3  # of the people
+_AS_THEY_ARE = 0.4  # of the people
 _SHARE_LIMITS = (0.3, 1.3)
 _MOST_PIGMENTS = 0.5  # of a quarter turn between a person's own rest and the other's
 
@@ -33,7 +33,10 @@ class Mixture(NamedTuple):
 
 
 def random_mixture(key: Key[Array, ""], photos: int) -> Mixture:
-    """A person's photos have one relief, and errors and pigments of their own."""
+    """A person's photos have one relief, and errors and pigments of their own.
+
+    On the whole relief and errors stay as large as they were: a network learns how large they are, too.
+    """
     people = (photos + 1) // 2
     keys = jax.random.split(key, 6)
 
@@ -42,8 +45,8 @@ def random_mixture(key: Key[Array, ""], photos: int) -> Mixture:
 
     both = lambda x: jnp.repeat(x, 2)[:photos]  # noqa: E731
     mixed = both((uniform(0, 0.0, 1.0, people) > _AS_THEY_ARE).astype(jnp.float32))
-    relief, other = both(uniform(1, 0.3, 1.2, people)), both(uniform(2, -1.0, 1.0, people))
-    error, foreign = uniform(3, 0.0, 1.1), uniform(4, -0.7, 0.7)
+    relief, other = both(uniform(1, 0.6, 1.3, people)), both(uniform(2, -0.8, 0.8, people))
+    error, foreign = uniform(3, 0.4, 1.3), uniform(4, -0.5, 0.5)
     return Mixture(
         relief=jnp.stack([1.0 + mixed * (relief - 1.0), mixed * other], axis=1),
         error=jnp.stack([1.0 + mixed * (error - 1.0), mixed * foreign], axis=1),
