@@ -61,16 +61,18 @@ def recombined(batch: Example, mixture: Mixture) -> tuple[Example, Float[Array, 
     """
     count = len(batch.known)
     lender = (jnp.arange(count) + 2) % count  # a photo of the next person
+    # Both photos of a person get the same relief.
+    donor = (2 * (jnp.arange(count) // 2) + 2) % count
     single = lambda x: x.astype(jnp.float32)  # noqa: E731
     maps, turn, truth, frame = (single(x) for x in (batch.maps, batch.turn, batch.truth, batch.frame))
-    known = batch.known * batch.known[lender]
+    known = batch.known * batch.known[lender] * batch.known[donor]
     relief, error = mixture.relief, mixture.error
     plane = lambda x: x[:, None, None]  # noqa: E731
 
     weight, response, where = maps[..., 6:7], maps[..., 13:15], turn[..., 2:]
     own = jax.vmap(slopes)(truth, frame)
     wrong = (turn[..., :2] - own) * where
-    added = plane(known) * (plane(relief[:, 0] - 1.0) * truth + plane(relief[:, 1]) * truth[lender])
+    added = plane(known) * (plane(relief[:, 0] - 1.0) * truth + plane(relief[:, 1]) * truth[donor])
     change = jax.vmap(slopes)(added, frame) + plane(known)[..., None] * (
         plane(error[:, :1] - 1.0) * wrong + plane(error[:, 1:]) * wrong[lender]
     )
