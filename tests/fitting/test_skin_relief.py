@@ -122,7 +122,7 @@ def test_depths_are_those_of_skin(layout, reliefs):
     assert np.abs(static).max() < 5
     deepest = -np.array([np.asarray(relief.wrinkles).min(axis=(1, 2)) for relief in reliefs])
     of = lambda name: deepest[:, layout.group_names.index(name)]  # noqa: E731
-    assert deepest.max() < 2.5
+    assert deepest.max() < 3.0
     assert np.median(of("nasolabial_left")) > 2 * np.median(of("infraorbital_left"))
     # A groove displaces skin and loses none.
     mean = np.array([np.asarray(relief.wrinkles).sum(axis=(1, 2)) for relief in reliefs])
