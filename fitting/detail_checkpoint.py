@@ -62,7 +62,8 @@ def save_checkpoint(path: str | Path, state: State, model: MorphableModel, recor
 def load_checkpoint(path: str | Path, settings: TrainingSettings) -> tuple[State, dict[str, Any]]:
     """The state to go on from under these settings, and the record that was saved with it."""
     arrays, description = _read(Path(path))
-    state = _filled(start(_skeleton(description, Path(path)), settings), arrays, Path(path))
+    skeleton = eqx.filter_eval_shape(start, _skeleton(description, Path(path)), settings)
+    state = _filled(skeleton, arrays, Path(path))
     return state, description.get("record", {})
 
 
@@ -92,9 +93,11 @@ def _of_model(model: MorphableModel) -> dict[str, Any]:
 
 
 def _skeleton(description: Mapping[str, Any], path: Path) -> DetailNetwork:
+    """The network that a file describes, shapes in place of arrays: drawing weights only to replace them costs 15 s."""
     try:
         plan = description["network"]
-        return DetailNetwork(
+        return eqx.filter_eval_shape(
+            DetailNetwork,
             jax.random.key(0),
             names=tuple(str(n) for n in description["model"]["names"]),
             identity=int(plan["identity"]),
@@ -117,8 +120,8 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _filled(tree: Any, arrays: Mapping[str, np.ndarray], path: Path) -> Any:
-    """The tree with the file's arrays in place of its own, in its own types."""
-    kept, rest = eqx.partition(tree, eqx.is_array)
+    """The tree of shapes with the file's arrays in their places, in its types."""
+    kept, rest = eqx.partition(tree, lambda x: isinstance(x, jax.ShapeDtypeStruct))
     leaves, plan = jax.tree_util.tree_flatten_with_path(kept)
     names = [jax.tree_util.keystr(where, simple=True, separator=".") for where, _ in leaves]
     wrong = [n for n, (_, own) in zip(names, leaves, strict=True) if n not in arrays or arrays[n].shape != own.shape]
@@ -127,9 +130,9 @@ def _filled(tree: Any, arrays: Mapping[str, np.ndarray], path: Path) -> Any:
             f"{path}: got {len(arrays)} arrays, of which {', '.join(wrong[:3]) or 'some'} do not fit, expected the "
             f"{len(names)} of the network that it describes. Use a file that 'facefit train-detail' wrote."
         )
-    filled = [jnp.asarray(arrays[name], own.dtype) for name, (_, own) in zip(names, leaves, strict=True)]
-    if not all(bool(jnp.isfinite(x).all()) for x in filled if jnp.issubdtype(x.dtype, jnp.inexact)):
+    if not all(np.isfinite(x).all() for x in arrays.values()):
         raise CheckpointError(f"{path}: got weights that are not finite, expected numbers. Use another file.")
+    filled = [jnp.asarray(arrays[name].astype(own.dtype)) for name, (_, own) in zip(names, leaves, strict=True)]
     return eqx.combine(jax.tree_util.tree_unflatten(plan, filled), rest)
 
 

@@ -20,7 +20,7 @@ from fitting.observation import Photo
 from fitting.skin_relief import relief_region
 from fitting.texture_map import SHADE_FLOOR, TextureLayout, observe_texels, texture_layout, usual_shade
 from morphable.detail import UVSurface, detail_normals, uv_surface
-from morphable.model import MorphableModel
+from morphable.model import MorphableModel, once_for_each_model
 from renderer.delight import usable_shade
 from renderer.light import sh_basis
 from renderer.unwrap import texel_table
@@ -76,6 +76,7 @@ class DetailRegion(NamedTuple):
     bare: Float[np.ndarray, "size size"]  # skin that a photo shows, if nothing else covers it
 
 
+@once_for_each_model
 def detail_region(model: MorphableModel, size: int = SIZE) -> DetailRegion:
     """The region of a model's map."""
     relief = relief_region(model, size)

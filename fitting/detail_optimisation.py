@@ -30,6 +30,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from fitting.compilation import compiled
 from fitting.detail_observation import DetailObservation, median_ratio, stacked
 from fitting.terms import AbstractKernel, Huber
 from morphable.detail import UVSurface, limited, slopes
@@ -153,7 +154,7 @@ def detail_energies(
     return _energies(_scene(stacked(observations), mirror_uv, numbers), unknowns, numbers)
 
 
-@eqx.filter_jit
+@compiled
 def _optimise(observations, mirror_uv, start, numbers, steps: int, inner_steps: int):
     scene = _scene(observations, mirror_uv, numbers)
     photos, size = scene.observations.weight.shape[:2]

@@ -91,11 +91,13 @@ def write_results(
         else:
             timed("detail", lambda: _write_detailed(folder, fit, photo, detail, texture))
         pictures = {"render.png": functools.partial(render_over_photo, detail=detail), "overlay.png": overlay}
-        for name, draw in pictures.items():
-            timed(name, lambda draw=draw, name=name: _save_png(folder / name, draw(fit, photo, texture)))
-        timed("turntable.png", lambda: _save_png(folder / "turntable.png", turntable(fit, texture)))
+        drawn = {name: timed(name, lambda draw=draw: draw(fit, photo, texture)) for name, draw in pictures.items()}
+        drawn["turntable.png"] = timed("turntable.png", lambda: turntable(fit, texture))
+        for name, picture in drawn.items():
+            _save_png(folder / name, picture)
         if report:
-            timed("report.html", lambda: write_report(folder / "report.html", fit, photo, texture))
+            shown = drawn["overlay.png"], drawn["turntable.png"]
+            timed("report.html", lambda: write_report(folder / "report.html", fit, photo, shown))
     record = fit_record(fit, settings, detection, photo.notes, timings)
     (folder / "fit.json").write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

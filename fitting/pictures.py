@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from fitting.compilation import compiled
 from fitting.fit import Fit
 from fitting.observation import Photo
 from fitting.texture_map import solid_triangles
@@ -177,11 +178,17 @@ def drawable(model: MorphableModel, vertices) -> Mesh:
     return Mesh(jnp.asarray(vertices), jnp.asarray(solid_triangles(model)), model.uv)
 
 
+@compiled
+def _drawn(mesh: Mesh, camera: Pinhole, light, albedo, normals):
+    picture = render(mesh, camera, light, albedo, samples=2, normal_map=normals)
+    return picture.colour, picture.coverage
+
+
 def _rendered(mesh: Mesh, camera: Pinhole, light, albedo, normals=None):
     """Premultiplied linear colour and coverage."""
     relief = None if normals is None else jnp.asarray(normals)
-    picture = render(mesh, camera, jnp.asarray(light, jnp.float32), albedo, samples=2, normal_map=relief)
-    return np.asarray(picture.colour), np.asarray(picture.coverage)
+    colour, coverage = _drawn(mesh, camera, jnp.asarray(light, jnp.float32), albedo, relief)
+    return np.asarray(colour), np.asarray(coverage)
 
 
 def _blank(size: int) -> Picture:

@@ -56,13 +56,18 @@ pre { overflow-x: auto; font-size: 13px; background: var(--card); padding: 10px;
 """
 
 
-def write_report(path: str | Path, fit: Fit, photo: Photo, texture: Picture | None = None) -> None:
-    """Write what a fit found, how it came there and how sure it is, as one self-contained HTML page."""
-    texture = face_texture(fit, photo) if texture is None else texture
+def write_report(path: str | Path, fit: Fit, photo: Photo, drawn: tuple[Picture, Picture] | None = None) -> None:
+    """Write what a fit found, how it came there and how sure it is, as one self-contained HTML page.
+
+    `drawn` are the fit's `overlay` and `turntable` where they exist already; without, they are drawn here.
+    """
+    if drawn is None:
+        texture = face_texture(fit, photo)
+        drawn = overlay(fit, photo, texture), turntable(fit, texture)
     body = [
         _head(fit, photo),
-        _figure(overlay(fit, photo, texture), "Photo; landmarks given and fitted; the fit; its shape."),
-        _figure(turntable(fit, texture), "The neutral head."),
+        _figure(drawn[0], "Photo; landmarks given and fitted; the fit; its shape."),
+        _figure(drawn[1], "The neutral head."),
         _energy_section(fit),
         _residual_section(fit),
         _influence_section(fit),

@@ -1,7 +1,5 @@
 """How a person's skin looks: its relief, its gloss and its dark creases, as maps for the renderer."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 from fitting.skin_relief import Relief, ReliefLayout, draw_relief, relief_layout
 from morphable.detail import LIMIT_MM, detail_normals, uv_surface
 from morphable.mesh import Mesh
-from morphable.model import MorphableModel
+from morphable.model import MorphableModel, once_for_each_model
 from morphable.uv import TexelTable, interpolate
 from renderer.shade import Gloss
 from renderer.unwrap import texel_table
@@ -39,29 +37,11 @@ class Skin(eqx.Module):
     crease: Float[Array, ""]  # of the light that a crease loses, logarithm for each mm that it is deep
 
 
+@once_for_each_model
 def skin_maps(model: MorphableModel, size: int = TEXELS) -> SkinMaps:
-    """The maps for a model, made at its first use and kept for the last two; takes seconds."""
-    return _skin_maps(_Identified(model), size)
-
-
-class _Identified:
-    """A model as a key: it is itself, whatever it holds."""
-
-    def __init__(self, model: MorphableModel):
-        self.model = model
-
-    def __hash__(self) -> int:
-        return id(self.model)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identified) and other.model is self.model
-
-
-@functools.lru_cache(maxsize=2)
-def _skin_maps(identified: _Identified, size: int) -> SkinMaps:
+    """The maps for a model; takes seconds."""
     from scipy.ndimage import distance_transform_edt
 
-    model = identified.model
     with jax.ensure_compile_time_eval():
         layout = relief_layout(model, size)
         table = texel_table(model.uv, model.triangles, size)

@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt8
 from PIL import Image
 
+from fitting.compilation import compiled
 from fitting.detection import Face, LandmarkNoise
 from fitting.observation import Photo, write_landmarks
 from fitting.parameters import FaceParameters, start_parameters
@@ -460,7 +461,7 @@ def render_scene(model: MorphableModel, scene: Scene, maps: SkinMaps | None = No
     return _render_scene(model, scene, maps)
 
 
-@eqx.filter_jit
+@compiled
 def _render_scene(model: MorphableModel, scene: Scene, maps: SkinMaps | None) -> View:
     face, camera = scene.face, scene.camera
     vertices = model.vertices(face.identity, face.expression)

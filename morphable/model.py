@@ -1,6 +1,8 @@
 """The morphable model: a face is a point in a linear space, and a rig moves it."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Hashable
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from morphable.colour import srgb_to_linear
 from morphable.landmarks import ContourFans, SurfacePoints
 from morphable.mesh import Mesh
 from morphable.rig import Rig
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Part(NamedTuple):
@@ -178,3 +183,35 @@ class MorphableModel(eqx.Module):
         if albedo is None:
             albedo = jnp.zeros(self.albedo.rank)
         return Mesh(self.vertices(identity, expression), self.triangles, self.uv, self.albedo_linear(albedo))
+
+
+class _Itself:
+    """A model as a key: it is itself, whatever it holds."""
+
+    def __init__(self, model: MorphableModel):
+        self.model = model
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.model is self.model
+
+
+def once_for_each_model(
+    function: Callable[Concatenate[MorphableModel, P], T],
+) -> Callable[Concatenate[MorphableModel, P], T]:
+    """The function, whose last two results are kept: for what takes seconds and depends on the model alone.
+
+    The other arguments must be hashable, and no one may change what it returns.
+    """
+
+    @functools.lru_cache(maxsize=2)
+    def kept(key: _Itself, *args: Hashable, **kwargs: Hashable) -> T:
+        return function(key.model, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+
+    @functools.wraps(function)
+    def call(model: MorphableModel, *args: P.args, **kwargs: P.kwargs) -> T:
+        return kept(_Itself(model), *args, **kwargs)
+
+    return call
