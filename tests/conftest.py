@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 # Tests must not depend on, nor grow, the user's cache; one folder for the whole run still saves recompilation.
 os.environ.setdefault("FACEFIT_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 
-# Compiling is most of the suite, and what is compiled here runs a few times. XLA's older emitters take half the time for
-# programs that run nearly as fast; a level less of LLVM's optimisation saves another tenth. (Two levels less save a
-# fifth, and have crashed in the unwinder.) A release that lacks an option would abort on it.
+# Compiling is most of the suite, and what is compiled here runs a few times. XLA's older emitters take half the time
+# for programs that run nearly as fast; level 1 of LLVM's optimisation saves another tenth. (Level 0 saves a fifth, and
+# has crashed in the unwinder.) A release that lacks an option would abort on it.
 OPTIONS = {"xla_cpu_use_fusion_emitters": "false", "xla_backend_optimization_level": "1"}
 for library in Path(jaxlib.__file__).parent.glob("*jax_common*"):
     with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
