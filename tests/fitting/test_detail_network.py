@@ -1,5 +1,6 @@
 """Laws of the detail network: where it may act, what it answers to, and that its training can stop and go on."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -45,6 +46,7 @@ NAMES = ("jawOpen", "mouthClose", "mouthSmileLeft", "eyeLookUpLeft")
 SETTINGS = TrainingSettings(steps=30, warm_up=2, chips=0, learning_rate=5e-3, weights=LossWeights(photometric=5.0))
 
 
+@functools.cache
 def network(attention: bool = True) -> DetailNetwork:
     return DetailNetwork(jax.random.key(1), names=NAMES, identity=6, size=SIZE, widths=WIDTHS, attention=attention)
 

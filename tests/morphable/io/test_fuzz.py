@@ -98,6 +98,12 @@ def edited(data: bytes, edits) -> bytes:
     return bytes(out)
 
 
+def rewrite(file: Path, content: bytes) -> None:
+    """Into a new file: a file system may bring one that is cut to nothing to the disk at once, which takes a while."""
+    file.unlink()
+    file.write_bytes(content)
+
+
 def mutated(path: Path, which: float, edits, inside: bool) -> Iterator[None]:
     """Damage one of a model's files, or one array inside of a zip, past its checksum; put it back afterwards."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -108,13 +114,14 @@ def mutated(path: Path, which: float, edits, inside: bool) -> Iterator[None]:
             members = {name: archive.read(name) for name in archive.namelist()}
         name = sorted(members)[int(which * len(members))]
         members[name] = edited(members[name], edits)
+        file.unlink()
         with zipfile.ZipFile(file, "w") as archive:
             for member, content in members.items():
                 archive.writestr(member, content)
     else:
-        file.write_bytes(edited(original, edits))
+        rewrite(file, edited(original, edits))
     yield
-    file.write_bytes(original)
+    rewrite(file, original)
 
 
 @pytest.mark.parametrize("name", WRITERS)
