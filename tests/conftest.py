@@ -1,5 +1,6 @@
 """Shapes are checked at run time in every test; the small synthetic model is made once."""
 
+import gc
 import mmap
 import os
 import sys
@@ -13,6 +14,9 @@ jaxtyping.install_import_hook(["morphable", "renderer", "fitting"], "beartype.be
 sys.path.insert(0, str(Path(__file__).parent))
 # Tests must not depend on, nor grow, the user's cache; one folder for the whole run still saves recompilation.
 os.environ.setdefault("FACEFIT_CACHE", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+
+# Traced programs are many small objects that stay: looking through them for garbage at Python's pace costs a tenth.
+gc.set_threshold(200_000, 20, 20)
 
 # Compiling is most of the suite, and what is compiled here runs a few times. XLA's older emitters take half the time
 # for programs that run nearly as fast; level 1 of LLVM's optimisation saves another tenth. (Level 0 saves a fifth, and
