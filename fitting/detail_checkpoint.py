@@ -130,10 +130,12 @@ def _filled(tree: Any, arrays: Mapping[str, np.ndarray], path: Path) -> Any:
             f"{path}: got {len(arrays)} arrays, of which {', '.join(wrong[:3]) or 'some'} do not fit, expected the "
             f"{len(names)} of the network that it describes. Use a file that 'facefit train-detail' wrote."
         )
-    if not all(np.isfinite(x).all() for x in arrays.values()):
+    # In the types that they will have: what is finite in a file's double precision need not be in single.
+    with np.errstate(over="ignore", invalid="ignore"):
+        filled = [arrays[name].astype(own.dtype) for name, (_, own) in zip(names, leaves, strict=True)]
+    if not all(np.isfinite(x).all() for x in filled):
         raise CheckpointError(f"{path}: got weights that are not finite, expected numbers. Use another file.")
-    filled = [jnp.asarray(arrays[name].astype(own.dtype)) for name, (_, own) in zip(names, leaves, strict=True)]
-    return eqx.combine(jax.tree_util.tree_unflatten(plan, filled), rest)
+    return eqx.combine(jax.tree_util.tree_unflatten(plan, [jnp.asarray(x) for x in filled]), rest)
 
 
 def _write(path: str | Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:

@@ -160,9 +160,9 @@ def test_gradients_are_those_of_a_supersampled_picture(blob, edges):
 
     @jax.jit
     def supersampled(motion, start):
-        fine = render(blob, camera_of(motion, start, 6 * SIZE), light)
+        fine = render(blob, camera_of(motion, start, 8 * SIZE), light)
         picture = fine.over(jnp.broadcast_to(background, fine.colour.shape))
-        return jnp.mean(picture.reshape(SIZE, 6, SIZE, 6, 3), axis=(1, 3))
+        return jnp.mean(picture.reshape(SIZE, 8, SIZE, 8, 3), axis=(1, 3))
 
     gradient = eqx.filter_jit(jax.grad(energy))
     rng = np.random.default_rng(0)
