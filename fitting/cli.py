@@ -15,6 +15,8 @@ import tyro
 
 from fitting.command import BAD_INPUT, FIT_FAILED, INTERRUPTED, SUCCESS, UsageError, stage
 from fitting.detail_command import train_detail
+from fitting.landmark_command import train_landmarks
+from fitting.landmark_source import SOURCES, check_source, landmark_provider
 from fitting.model_commands import model_app
 
 _DETAIL_VIEWS = 6  # photos that detail is looked for in: those that together show the head best
@@ -30,7 +32,8 @@ def fit(
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     model: Path | None = None,
     box: str | None = None,
-    landmarks: Path | None = None,
+    landmarks: str | None = None,
+    landmark_weights: Path | None = None,
     mask: Path | None = None,
     focal_px: float | None = None,
     all_faces: bool = False,
@@ -51,8 +54,10 @@ def fit(
         out: Folder for the results; made if missing, written only when everything succeeded.
         model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
         box: Where the face is, as x0,y0,x1,y1 in photo pixels, if detection misses it or takes the wrong one.
-        landmarks: 68 iBUG landmarks: .pts (pixels from 1), .json or .npy (pixel centres at +0.5); NaN = hidden.
-            No detector is run then.
+        landmarks: Where landmarks come from: "dlib", "network" (hundreds of points at any pose, each with its own
+            uncertainty), or a file of 68 iBUG landmarks, for which no detector is run: .pts (pixels from 1), .json or
+            .npy (pixel centres at +0.5); NaN = hidden. Default: dlib.
+        landmark_weights: Weights that `facefit train-landmarks` wrote. Default: those that ship with facefit.
         mask: Image of the photo's size: white where the photo may be used, black over hands, glasses, hair.
         focal_px: Focal length in pixels of the photo, where known.
         all_faces: Fit every detected face, largest first, into OUT/face_0, OUT/face_1, ...
@@ -76,8 +81,10 @@ def fit(
         raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
     if box is not None and all_faces:
         raise UsageError("--box states one face: it cannot be combined with --all-faces.")
-    if landmarks is not None and (box is not None or all_faces):
-        raise UsageError("--landmarks states one face: it cannot be combined with --box or --all-faces.")
+    given = landmarks is not None and landmarks not in SOURCES
+    if given and (box is not None or all_faces):
+        raise UsageError("--landmarks FILE states one face: it cannot be combined with --box or --all-faces.")
+    check_source(landmarks, landmark_weights)
     _check_detail(detail, refine, detail_weights)
 
     import morphable
@@ -92,19 +99,22 @@ def fit(
         allowed = None if mask is None else read_mask(mask, picture)
         for note in picture.notes:
             console.print(f"  {note}")
-    if landmarks is not None:
-        faces = [Face.from_landmarks(read_landmarks(landmarks, picture), picture)]
+    with stage(console, "loading the model"):
+        head = morphable.load(model)
+    if given:
+        faces = [Face.from_landmarks(read_landmarks(str(landmarks), picture), picture)]
     else:
         with stage(console, "looking for faces"):
-            faces = detect_faces(picture, box=region, all_faces=all_faces)
+            provider = landmark_provider(landmarks, landmark_weights, head)
+            faces = detect_faces(picture, box=region, all_faces=all_faces, provider=provider)
     for index, face in enumerate(faces):
         x0, y0, x1, y1 = (round(float(v)) for v in face.box)
         console.print(f"  face {index}: {face.source}, box {x0},{y0},{x1},{y1}")
         if face.truncated:
             console.print("  it is cut by the photo's border: what lies outside is the model's guess")
-    with stage(console, "loading the model"):
-        fitter = Fitter(morphable.load(model))
-        network = _detail_network(detail, detail_weights, fitter.model)
+    with stage(console, "preparing the fit"):
+        fitter = Fitter(head)
+        network = _detail_network(detail, detail_weights, head)
     failed = False
     for index, face in enumerate(faces):
         target = out / f"face_{index}" if all_faces else out
@@ -127,7 +137,8 @@ def fit(
             options = {
                 "photo": str(photo),
                 "box": region,
-                "landmarks": None if landmarks is None else str(landmarks),
+                "landmarks": landmarks,
+                "landmark_weights": None if landmark_weights is None else str(landmark_weights),
                 "mask": None if mask is None else str(mask),
                 "focal_px": focal_px,
                 "detail": detail,
@@ -151,7 +162,8 @@ def rig(
     /,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     model: Path | None = None,
-    landmarks: tuple[Path, ...] | None = None,
+    landmarks: tuple[str, ...] | None = None,
+    landmark_weights: Path | None = None,
     cameras: Path | None = None,
     same_camera: bool = False,
     focal_px: float | None = None,
@@ -172,7 +184,9 @@ def rig(
         photos: Photos, or folders of them.
         out: Folder for the results; made if missing, written only when everything succeeded.
         model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
-        landmarks: One file of 68 iBUG landmarks for each photo, in their order, as for `facefit fit`.
+        landmarks: "dlib" or "network", or one file of 68 iBUG landmarks for each photo, in their order, as for
+            `facefit fit`. Default: dlib.
+        landmark_weights: Weights that `facefit train-landmarks` wrote. Default: those that ship with facefit.
         cameras: Known cameras: a transforms.json (NeRF), a COLMAP folder, or an opencv.json that facefit wrote.
         same_camera: All photos were taken with one focal length. Photos whose EXIF tells the same one share it anyway.
         focal_px: Focal length in pixels, of all photos, where known.
@@ -193,6 +207,9 @@ def rig(
     check_writable(out)
     if focal_px is not None and not (focal_px > 0 and math.isfinite(focal_px)):
         raise UsageError(f"--focal-px: got {focal_px:g}, expected a positive number of pixels.")
+    named = landmarks[0] if landmarks is not None and len(landmarks) == 1 and landmarks[0] in SOURCES else None
+    files = None if landmarks is None or named is not None else [Path(p) for p in landmarks]
+    check_source(named, landmark_weights)
     _check_detail(detail, refine, detail_weights)
 
     import morphable
@@ -206,10 +223,13 @@ def rig(
         from fitting.known_cameras import cameras_of, read_cameras
 
         known = cameras_of(read_cameras(cameras), paths)
-    with stage(console, "looking for faces"):
-        given = read_set(paths, landmarks, console.print)
     with stage(console, "loading the model"):
-        fitter = Fitter(morphable.load(model))
+        head = morphable.load(model)
+    with stage(console, "looking for faces"):
+        provider = landmark_provider(named, landmark_weights, head) if files is None else None
+        given = read_set(paths, files, console.print, provider)
+    with stage(console, "preparing the fit"):
+        fitter = Fitter(head)
         network = _detail_network(detail, detail_weights, fitter.model)
     with stage(console, "fitting"):
         joint = fit_together(
@@ -227,7 +247,8 @@ def rig(
         mark = "[green]" if verdict.used else "[yellow]"
         console.print(f"  {mark}{verdict.name}[/]: {verdict.words}")
     options = {
-        "landmarks": None if landmarks is None else [str(p) for p in landmarks],
+        "landmarks": None if landmarks is None else list(landmarks),
+        "landmark_weights": None if landmark_weights is None else str(landmark_weights),
         "cameras": None if cameras is None else str(cameras),
         "same_camera": same_camera,
         "focal_px": focal_px,
@@ -412,6 +433,7 @@ def synthesize(
 
 
 app.command(name="train-detail")(train_detail)
+app.command(name="train-landmarks")(train_landmarks)
 app.command(model_app, name="model", help="Morphable models: info, validate, convert, transfer, compare, ...")
 
 

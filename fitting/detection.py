@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from fitting.observation import INNER_LANDMARKS, Photo
+from fitting.sighting import Sighting
 
 log = logging.getLogger("facefit")
 
@@ -50,6 +51,7 @@ class LandmarkNoise:
 LANDMARK_NOISE = {
     "dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=2.5, alike=True),
     "file": LandmarkNoise(2.0, 3.0, annotated=True),
+    "network": LandmarkNoise(2.0, 2.0),  # of a face without deviations of its own; see Face.sighting
 }
 
 
@@ -59,12 +61,13 @@ class Face:
 
     box: Box  # upright square around the face from above the brows to the chin, of a given box that box
     landmarks: Float[np.ndarray, "68 2"]  # NaN rows are hidden
-    source: str  # "dlib-hog", "dlib-hog-upsampled", "dlib-cnn", "box" or "file"
+    source: str  # "dlib-hog", "dlib-hog-upsampled", "dlib-cnn", "box", "file" or "network"
     score: float  # the detector's confidence, to be compared within one source only
     noise: LandmarkNoise
     truncated: bool = False  # cut by the photo's border
     spread: float = 0.0  # rms of the landmarks over moved boxes, over the box's side; see UNSURE_SPREAD
     count: int = 1  # faces found in the photo
+    sighting: Sighting | None = None  # of a landmark network: more points, their own deviations, and a start
 
     @property
     def sure(self) -> bool:
@@ -201,8 +204,8 @@ _MOVES = [
 
 
 @dataclass(frozen=True)
-class _Region:
-    """A square in the photo that may be turned, and how much the HOG detector likes it."""
+class Region:
+    """A square in the photo that may be turned, and how much a detector likes it."""
 
     centre: Float[np.ndarray, "2"]
     side: float
@@ -222,18 +225,13 @@ class DlibProvider:
     def faces(self, photo: Photo, box: Box | None = None, all_faces: bool = False) -> list[Face]:
         if box is not None:
             x0, y0, x1, y1 = box
-            given = _Region(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), math.sqrt((x1 - x0) * (y1 - y0)))
+            given = Region(np.array([(x0 + x1) / 2, (y0 + y1) / 2]), math.sqrt((x1 - x0) * (y1 - y0)))
             face = _face(photo, given, "box", 0.0, reach=0.5, smallest=0.35)
             return [] if face is None else [replace(face, box=box)]
         found: list[Face] = []
-        long_side = max(photo.width, photo.height)
-        for source, regions in (  # generators: none runs before the one above it has failed
-            ("dlib-hog", _hog_regions(photo, min(1.0, _HOG_LONG_SIDE / long_side))),
-            ("dlib-hog-upsampled", _hog_regions(photo, min(4.0, _UPSAMPLED_LONG_SIDE / long_side))),
-            ("dlib-cnn", _cnn_regions(photo)),
-        ):
+        for source, regions in proposals(photo):
             for region in regions:
-                if any(_overlap(region.box, face.box) > 0.3 for face in found):
+                if any(overlap(region.box, face.box) > 0.3 for face in found):
                     continue
                 # Beside a good face, a doubtful one is not worth the search.
                 steady_spread = math.inf if not all_faces and any(face.sure for face in found) else _STEADY_SPREAD
@@ -245,6 +243,14 @@ class DlibProvider:
         return found
 
 
+def proposals(photo: Photo) -> Iterator[tuple[str, Iterator[Region]]]:
+    """Where dlib's detectors see faces, best first: HOG, HOG on the enlarged photo, CNN; each runs when asked."""
+    long_side = max(photo.width, photo.height)
+    yield "dlib-hog", _hog_regions(photo, min(1.0, _HOG_LONG_SIDE / long_side))
+    yield "dlib-hog-upsampled", _hog_regions(photo, min(4.0, _UPSAMPLED_LONG_SIDE / long_side))
+    yield "dlib-cnn", _cnn_regions(photo)
+
+
 def landmarks_at(
     photo: Photo, centre: Float[np.ndarray, "2"], side: float, roll: float = 0.0, source: str = "box"
 ) -> Face | None:
@@ -253,7 +259,7 @@ def landmarks_at(
     `side` is in photo pixels, `roll` in radians, clockwise as displayed. For those who know where the face is: a
     tracker, or a fit.
     """
-    return _face(photo, _Region(np.asarray(centre, float), side, roll), source, math.inf)
+    return _face(photo, Region(np.asarray(centre, float), side, roll), source, math.inf)
 
 
 def hog_faces(photo: Photo, long_side: int = _HOG_LONG_SIDE) -> list[Face]:
@@ -267,7 +273,7 @@ def hog_faces(photo: Photo, long_side: int = _HOG_LONG_SIDE) -> list[Face]:
     return [face for face in faces if face is not None and face.sure]
 
 
-def _face(photo: Photo, region: _Region, source: str, steady_spread: float, **search: float) -> Face | None:
+def _face(photo: Photo, region: Region, source: str, steady_spread: float, **search: float) -> Face | None:
     """The face of a region, or None where too little of it is in the photo."""
     best = region
     points, spread = _predict(photo, region)
@@ -294,14 +300,14 @@ def _face(photo: Photo, region: _Region, source: str, steady_spread: float, **se
     )
 
 
-def _hog_regions(photo: Photo, scale: float) -> Iterator[_Region]:
+def _hog_regions(photo: Photo, scale: float) -> Iterator[Region]:
     image = _resized(photo, scale)
     boxes, scores, _ = _models().hog.run(image, 0, 0.0)
     for box, score in zip(boxes, scores, strict=True):  # best first
         yield replace(_region(box, scale), score=score)
 
 
-def _cnn_regions(photo: Photo) -> Iterator[_Region]:
+def _cnn_regions(photo: Photo) -> Iterator[Region]:
     scale = min(3.0, math.sqrt(_CNN_PIXELS / (photo.width * photo.height)))
     for detection in _models().cnn(_resized(photo, scale), 0):
         region = replace(_region(detection.rect, scale), score=detection.confidence)
@@ -309,12 +315,12 @@ def _cnn_regions(photo: Photo) -> Iterator[_Region]:
         yield replace(region, centre=region.centre + [0, 0.075 * region.side], side=1.07 * region.side)
 
 
-def _region(rectangle: Any, scale: float) -> _Region:
+def _region(rectangle: Any, scale: float) -> Region:
     middle = [rectangle.left() + rectangle.right() + 1, rectangle.top() + rectangle.bottom() + 1]
-    return _Region(np.array(middle) / 2 / scale, rectangle.width() / scale)
+    return Region(np.array(middle) / 2 / scale, rectangle.width() / scale)
 
 
-def _refined(photo: Photo, region: _Region, face_px: int, reach: float = 0.4, smallest: float = 0.55) -> _Region | None:
+def _refined(photo: Photo, region: Region, face_px: int, reach: float = 0.4, smallest: float = 0.55) -> Region | None:
     """The region as the HOG detector would have drawn it, turned upright; None where it sees nothing at all.
 
     `reach` is how far its centre may be off, `smallest` how much smaller it may be, in sides of the region.
@@ -331,11 +337,11 @@ def _refined(photo: Photo, region: _Region, face_px: int, reach: float = 0.4, sm
             value = score - min(0.01 * abs(math.degrees(roll)), 0.6)  # heads are mostly upright
             if offset < reach and smallest < size < 1.7 and value > best_value:
                 best_value = value
-                best = _Region(to_photo(found.centre[None])[0], size * region.side, roll, score)
+                best = Region(to_photo(found.centre[None])[0], size * region.side, roll, score)
     return best
 
 
-def _predict(photo: Photo, region: _Region) -> tuple[Float[np.ndarray, "68 2"], float]:
+def _predict(photo: Photo, region: Region) -> tuple[Float[np.ndarray, "68 2"], float]:
     """Landmarks in the photo, and their spread over moved boxes as a fraction of the box's side."""
     points, spread = _predict_upright(photo, region)
     eyes = points[42:48].mean(axis=0) - points[36:42].mean(axis=0)
@@ -349,16 +355,16 @@ def _predict(photo: Photo, region: _Region) -> tuple[Float[np.ndarray, "68 2"], 
     return points, spread
 
 
-def _turned(region: _Region, points: Float[np.ndarray, "68 2"], roll: float) -> _Region:
+def _turned(region: Region, points: Float[np.ndarray, "68 2"], roll: float) -> Region:
     """The box the HOG detector draws around such points on an upright head (median of 77 faces)."""
     turn = _rotation(roll)  # upright to photo
     upright = points @ turn
     low, high = upright.min(axis=0), upright.max(axis=0)
     size = math.sqrt(float(np.prod(high - low)))
-    return _Region(turn @ ((low + high) / 2 - [0, 0.095 * size]), 1.08 * size, roll, region.score)
+    return Region(turn @ ((low + high) / 2 - [0, 0.095 * size]), 1.08 * size, roll, region.score)
 
 
-def _predict_upright(photo: Photo, region: _Region) -> tuple[Float[np.ndarray, "68 2"], float]:
+def _predict_upright(photo: Photo, region: Region) -> tuple[Float[np.ndarray, "68 2"], float]:
     models = _models()
     image, to_photo = _neighbourhood(photo, region, _FACE_PX).upright(region, _FACE_PX)
     middle = image.shape[0] / 2
@@ -378,7 +384,7 @@ def _rotation(roll: float) -> Float[np.ndarray, "2 2"]:
     return np.array([[math.cos(roll), -math.sin(roll)], [math.sin(roll), math.cos(roll)]])
 
 
-def _overlap(a: Box, b: Box) -> float:
+def overlap(a: Box, b: Box) -> float:
     """Intersection over union."""
     width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1))
     both = max(width, 0) * max(height, 0)
@@ -409,7 +415,7 @@ class _Neighbourhood:
     origin: Float[np.ndarray, "2"]  # of the image, in the photo
     step: int  # photo pixels per pixel
 
-    def upright(self, region: _Region, face_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], Any]:
+    def upright(self, region: Region, face_px: int) -> tuple[UInt8[np.ndarray, "size size 3"], Any]:
         """The region with a margin, turned upright, its side at face_px; and the map of its pixels to the photo's."""
         from PIL import Image
 
@@ -424,7 +430,7 @@ class _Neighbourhood:
         return np.asarray(image), lambda points: points @ turn.T + origin
 
 
-def _neighbourhood(photo: Photo, region: _Region, face_px: int) -> _Neighbourhood:
+def _neighbourhood(photo: Photo, region: Region, face_px: int) -> _Neighbourhood:
     from PIL import Image
 
     radius = region.side * (0.5 + _MARGIN) * math.sqrt(2) + 2

@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 import fitting.compilation as compilation
 from fitting.detection import UNSURE_SPREAD, Face, LandmarkNoise
+from fitting.energies import LandmarkTerm
 from fitting.landmark_conventions import shared_errors
 from fitting.landmark_start import LandmarkFitError, pose_hypotheses, weak_perspective_pose
 from fitting.observation import Photo, crop
@@ -25,8 +26,9 @@ from fitting.occlusion import DETECTOR_NOISE, Labels, OcclusionModel, occlusion_
 from fitting.outline import OutlineModel, outline_model
 from fitting.parameters import FaceParameters, start_parameters
 from fitting.schedule import Problem, Stage, coarse_to_fine, run_hypotheses, run_segments, run_stage, stage_terms
+from fitting.sighting import Sighting
 from fitting.solvers import Solution
-from fitting.surface_samples import SolverModel, solver_model
+from fitting.surface_samples import PointBasis, SolverModel, point_basis, solver_model
 from fitting.terms import Terms, WeightedTerm
 from morphable.landmarks import INNER
 from morphable.mesh import Mesh
@@ -63,6 +65,9 @@ class Settings:
     failed_doubt: float = 1.4  # spread over UNSURE_SPREAD, times the root of misfit over usual_energy; see _doubt
     usual_energy: float = 15.0  # landmarks, jaw, identity and expression together, of a good fit to dlib's points
     restart_energy: float = 0.75  # the same energy for each landmark, above which other starts are tried
+    # A network's points are wrong together: as so many times less sure each than it says, and never surer than this.
+    sighting_inflation: float = 2.0
+    sighting_floor_mm: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +176,7 @@ class Fit:
 
 _RELINEARISE = 3  # times that a fit of a multilinear model is solved again in its tangent
 _NO_CUTOFF = 100.0  # deviations; an infinite one has no derivative
-GEOMETRY = ("landmarks", "jaw", "identity", "expression")  # terms that tell whether landmarks make a face
+GEOMETRY = ("landmarks", "jaw", "dense", "identity", "expression")  # terms that tell whether landmarks make a face
 
 Progress = Callable[[Stage, int, int, dict], None]  # stage, its number, how many there are, its record
 
@@ -191,6 +196,7 @@ class Fitter:
         self.settings = settings or Settings()
         self.solver_model: SolverModel = solver_model(model, self.settings.skin_blocks)
         self.relinearise = 0 if model.interaction is None else _RELINEARISE
+        self._dense: tuple | None = None  # of the last network's points
 
     @functools.cached_property
     def occlusion(self) -> OcclusionModel:
@@ -246,7 +252,8 @@ class Fitter:
             )
         problem, first, box = self.problem(photo, face, focal_px, mask, centre_px)
         if terms is not None:
-            problem = dataclasses.replace(problem, extra=dict(terms(problem) if callable(terms) else terms))
+            own = dict(terms(problem) if callable(terms) else terms)
+            problem = dataclasses.replace(problem, extra={**problem.extra, **own})
         parameters = first if start is None else start
         for stage in stages:
             stage.row(problem)  # a mistake in the last stage shows before the first has run
@@ -323,10 +330,56 @@ class Fitter:
                 f"fit: got {known.sum()} finite landmarks, expected at least 6 of 68. "
                 "Give more points with --landmarks, or a photo that shows more of the face."
             )
-        start = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
         box = self.crop_box(points[known])
+        if face.sighting is None:
+            start = weak_perspective_pose(np.asarray(self.solver_model.landmarks.mean), points)
+        else:
+            start = face.sighting.rotation, face.sighting.px_per_mm, face.sighting.origin
         problem, first = self.framed(photo, box, start, points, face.noise, focal_px, mask, centre_px)
+        if face.sighting is not None:
+            problem = self._with_sighting(problem, face.sighting, box)
+            first = dataclasses.replace(
+                first,
+                identity=jnp.asarray(face.sighting.identity, jnp.float32),
+                expression=jnp.clip(jnp.asarray(face.sighting.expression, jnp.float32), *self.solver_model.limits),
+            )
         return problem, first, box
+
+    def _with_sighting(self, problem: Problem, sighting: Sighting, box: Float[np.ndarray, "4"]) -> Problem:
+        """The problem with a network's points: iBUG's inner ones as landmarks, all others as the term "dense".
+
+        The network's jaw points are fixed points of the surface like the rest, so none may slide.
+        """
+        s = self.settings
+        zoom = s.image_size / box[2]
+        floor = s.sighting_floor_mm * sighting.px_per_mm
+        basis, still = self._dense_basis(sighting)
+        sigma = np.where(still, zoom * np.hypot(s.sighting_inflation * sighting.sigma, floor), np.inf)
+        sigma = np.where(np.isfinite(sighting.points).all(axis=1), sigma, np.inf)
+        pixels = (np.where(np.isfinite(sighting.points), sighting.points, 0.0) - box[:2]) * zoom
+        rest = np.ones(len(sigma), bool)
+        rest[INNER] = False
+        single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
+        jaw = np.full(17, np.inf)
+        term = LandmarkTerm(
+            PointBasis(basis.mean[rest], basis.modes[rest]), single(pixels[rest]), single(sigma[rest]), problem.centre
+        )
+        return dataclasses.replace(
+            problem,
+            sigma_px=single(np.r_[jaw, sigma[INNER]]),
+            sigma_along_px=single(jaw),
+            extra={**problem.extra, "dense": term},
+        )
+
+    def _dense_basis(self, sighting: Sighting) -> tuple[PointBasis, Bool[np.ndarray, " point"]]:
+        """A sighting's points as a fit moves them, and which of them: what turns with the eyes does not follow."""
+        vertices = np.asarray(sighting.surface.vertices)
+        if self._dense is None or not np.array_equal(self._dense[0], vertices):
+            names = self.model.part_names
+            eyes = [i for i, name in enumerate(names) if name.startswith("eye")]
+            still = ~np.isin(np.asarray(self.model.part_of_vertex)[vertices[:, 0]], eyes)
+            self._dense = vertices, point_basis(self.model, sighting.surface), still
+        return self._dense[1:]
 
     def framed(
         self,
@@ -431,6 +484,8 @@ class Fitter:
         energies = solution.by_term(np.asarray(solution.energies))
         misfit = sum(energies.get(name, 0.0) for name in GEOMETRY)
         known = np.isfinite(face.landmarks).all(axis=1).sum()
+        if face.sighting is not None:
+            known = len(face.sighting.sigma)
         if bool(solution.finite) and misfit < self.settings.restart_energy * known:
             return None
         mean = np.asarray(self.solver_model.landmarks.mean)

@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fitting.detail_files import write_detail
-from fitting.detection import Face, NoFaceError, detect_faces
+from fitting.detection import Face, LandmarkProvider, NoFaceError, detect_faces
 from fitting.export import fit_arrays, fit_record, part_triangles, write_head_glb, write_obj
 from fitting.fit import Fit
 from fitting.mesoscopic import skin_normal_map
@@ -59,9 +59,12 @@ class PhotoSet:
 
 
 def read_set(
-    paths: Sequence[Path], landmarks: Sequence[Path] | None = None, tell: Callable[[str], None] | None = None
+    paths: Sequence[Path],
+    landmarks: Sequence[Path] | None = None,
+    tell: Callable[[str], None] | None = None,
+    provider: LandmarkProvider | None = None,
 ) -> PhotoSet:
-    """The photos of a set with their faces: given landmarks, one file for each photo, or dlib's.
+    """The photos of a set with their faces: given landmarks, one file for each photo, or a provider's (dlib's).
 
     Raises PhotoError for a file that is no photo, SetError where landmarks do not match photos in number.
     """
@@ -79,7 +82,7 @@ def read_set(
             if landmarks is not None:
                 faces.append(Face.from_landmarks(read_landmarks(landmarks[k], photo), photo))
             else:
-                faces.append(detect_faces(photo)[0])
+                faces.append(detect_faces(photo, provider=provider)[0])
             notes.append("")
         except NoFaceError as error:
             faces.append(None)

@@ -4,12 +4,15 @@ Normals are not linear in the coefficients, but two tangents are, and their cros
 tangents' bases lets the photometric term differentiate shading exactly without touching the mesh.
 """
 
+import functools
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Array, Float, Int
 
+from morphable.landmarks import SurfacePoints
 from morphable.model import MorphableModel
 
 BLOCK = 512  # points assembled at a time; large enough for the matrix product, small enough for the cache
@@ -81,17 +84,8 @@ def solver_model(model: MorphableModel, blocks: int = 8) -> SolverModel:
     mean = np.asarray(model.shape.mean, np.float64)
     modes = np.concatenate([np.asarray(model.shape.modes), np.asarray(model.expression)], axis=2)
     flat = modes.reshape(len(mean), -1)
-
-    def points(operator: sp.csr_matrix) -> PointBasis:
-        positions = (operator @ mean).astype(np.float32)
-        moved = (operator.astype(np.float32) @ flat).reshape(len(positions), 3, -1)
-        return PointBasis(jnp.asarray(positions), jnp.asarray(moved))
-
-    def barycentric(vertices, weights) -> sp.csr_matrix:
-        vertices, weights = np.asarray(vertices).reshape(-1, 3), np.asarray(weights).reshape(-1, 3)
-        rows = np.repeat(np.arange(len(vertices)), 3)
-        return sp.csr_matrix((weights.ravel(), (rows, vertices.ravel())), shape=(len(vertices), len(mean)))
-
+    points = functools.partial(_point_basis, mean, flat)
+    barycentric = functools.partial(_barycentric, len(mean))
     count = blocks * BLOCK
     triangles = np.asarray(model.triangles)
     chosen, weights = _area_uniform(mean, triangles[_skin_triangles(model)], np.asarray(model.mirror), count)
@@ -137,6 +131,26 @@ def solver_model(model: MorphableModel, blocks: int = 8) -> SolverModel:
         albedo_rank=rank,
         gaussian_expression=model.expression_kind == "components",
     )
+
+
+def point_basis(model: MorphableModel, surface: SurfacePoints) -> PointBasis:
+    """Points of a model's surface as a fit moves them."""
+    used, rows = np.unique(np.asarray(surface.vertices), return_inverse=True)
+    mean = np.asarray(model.shape.mean, np.float64)[used]
+    modes = np.concatenate([np.asarray(model.shape.modes)[used], np.asarray(model.expression)[used]], axis=2)
+    return _point_basis(mean, modes.reshape(len(used), -1), _barycentric(len(used), rows, surface.weights))
+
+
+def _point_basis(mean, flat_modes, operator: sp.csr_matrix) -> PointBasis:
+    positions = (operator @ mean).astype(np.float32)
+    moved = (operator.astype(np.float32) @ flat_modes).reshape(len(positions), 3, -1)
+    return PointBasis(jnp.asarray(positions), jnp.asarray(moved))
+
+
+def _barycentric(count: int, vertices, weights) -> sp.csr_matrix:
+    vertices, weights = np.asarray(vertices).reshape(-1, 3), np.asarray(weights).reshape(-1, 3)
+    rows = np.repeat(np.arange(len(vertices)), 3)
+    return sp.csr_matrix((weights.ravel(), (rows, vertices.ravel())), shape=(len(vertices), count))
 
 
 def _skin_triangles(model: MorphableModel) -> np.ndarray:

@@ -1,0 +1,225 @@
+"""What the landmark network is worth: alone and as the start of a fit, beside dlib, on data that is not in the project.
+
+    python -m benchmarks landmark_network --shared ../shared [--weights FILE] [--only NAME ...]
+
+calibration  portraits that no training sees: NME by yaw, and how many errors are within one deviation
+speed        processor time of crop and network for one face
+aflw         `data/aflw_dev`, boxes given: NME of 68 points by yaw, network alone, network and fit, dlib
+ict          `data/ict_dev`: scan-to-mesh of single views with dlib and with the network; pose of the views at 60
+degrees rig          `data/ict_dev`: five views of each subject fitted together with the network
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+import morphable
+from fitting.detection import Face, NoFaceError, detect_faces
+from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
+from fitting.fit import Fitter
+from fitting.ground_truth import read_scan
+from fitting.landmark_checkpoint import load_network
+from fitting.network_detection import NetworkProvider, around, locate, look
+from fitting.observation import Photo, read_photo
+
+_BINS = ((0, 30), (30, 60), (60, 91))
+VIEWS = ("y-60", "y-30", "y+00", "y+30", "y+60")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shared", type=Path)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--only", nargs="*", choices=["calibration", "speed", "aflw", "ict", "rig"])
+    parser.add_argument("--portraits", type=int, default=512)
+    parser.add_argument("--fit", action=argparse.BooleanOptionalAction, default=True)
+    args = parser.parse_args(arguments)
+    model = morphable.load()
+    provider = NetworkProvider(load_network(args.weights, model))
+    wanted = args.only or ["calibration", "speed", *(["aflw", "ict", "rig"] if args.shared else [])]
+    fitter = Fitter(model) if args.fit else None
+    for name in wanted:
+        print(f"== {name}")
+        if name == "calibration":
+            calibration(provider, model, args.portraits)
+        elif name == "speed":
+            speed(provider)
+        else:
+            {"aflw": aflw, "ict": ict, "rig": rig}[name](provider, fitter, args.shared / "data")
+
+
+def nme(found: np.ndarray, truth: np.ndarray) -> float:
+    """Mean point error in percent of the root of the true points' box."""
+    low, high = truth.min(axis=0), truth.max(axis=0)
+    return 100 * float(np.linalg.norm(found - truth, axis=1).mean() / np.sqrt(np.prod(high - low)))
+
+
+def by_yaw(yaws, values) -> str:
+    """Means in bins of |yaw|, and over all."""
+    yaws, values = np.abs(yaws), np.asarray(values)
+    parts = [values[(yaws >= low) & (yaws < high)] for low, high in _BINS]
+    shown = [f"{np.nanmean(p):.2f} ({np.isfinite(p).sum()})" if np.isfinite(p).any() else "-" for p in parts]
+    return f"{' / '.join(shown)}; all {np.nanmean(values):.3f}"
+
+
+def calibration(provider: NetworkProvider, model, count: int):
+    from fitting.landmark_training import varied  # noqa: F401 - the truth's units are those of training
+    from fitting.portraits.portrait import PortraitSettings
+    from fitting.portraits.stream import render_chunk
+    from fitting.portraits.studio import studio
+
+    truth = render_chunk(studio(model), 2_000_000_011, 0, PortraitSettings(), count)
+    size = truth.pixels.shape[1]
+    yaws, errors, within, within_68, seen, degrees = [], [], [], [], [], []
+    for k in range(count):
+        points, rotation = np.asarray(truth.landmarks[k]), np.asarray(truth.rotation[k])
+        photo = Photo(np.asarray(truth.pixels[k]))
+        found = look(provider.network, photo, _whole(size))
+        inside = np.abs(found.points - points) <= found.sigma[:, None]
+        yaws.append(np.rad2deg(np.arctan2(rotation[0, 2], -rotation[2, 2])))
+        errors.append(nme(found.landmarks, points[:68]))
+        within.append(inside.mean())
+        within_68.append(inside[:68].mean())
+        seen.append(inside[np.asarray(truth.visible[k]) > 0.5].mean())
+        cosine = (np.trace(found.rotation.T @ rotation) - 1) / 2
+        degrees.append(np.rad2deg(np.arccos(np.clip(cosine, -1, 1))))
+    print(f"{count} portraits: NME68 by |yaw| {by_yaw(yaws, errors)}; rotation {np.mean(degrees):.2f} degrees")
+    print(
+        f"errors within one deviation: all points {100 * np.mean(within):.1f} %, the 68 "
+        f"{100 * np.mean(within_68):.1f} %, visible ones {100 * np.nanmean(seen):.1f} %"
+    )
+
+
+def _whole(size: int):
+    from fitting.sighting import Square
+
+    return Square(np.full(2, size / 2), float(size))
+
+
+def speed(provider: NetworkProvider, repeats: int = 40):
+    rng = np.random.default_rng(0)
+    photo = Photo(rng.integers(0, 255, (1200, 900, 3), dtype=np.uint8))
+    square = around(np.array([[300.0, 400.0], [700.0, 800.0]]), 0.2)
+    look(provider.network, photo, square)
+    cpu, wall = [], []
+    for _ in range(repeats):
+        began, clock = time.process_time(), time.perf_counter()
+        look(provider.network, photo, square)
+        cpu.append(time.process_time() - began)
+        wall.append(time.perf_counter() - clock)
+    print(f"crop and network, one look: {1e3 * np.median(cpu):.1f} ms of CPU, {1e3 * np.median(wall):.1f} ms in all")
+
+
+def aflw(provider: NetworkProvider, fitter: Fitter | None, data: Path):
+    index = np.load(data / "aflw_dev" / "index.npz")
+    yaws = index["yaw_deg"]
+    rows: dict[str, list[float]] = {"network": [], "network + fit": [], "dlib": [], "dlib + fit": []}
+    for name, truth, box, yaw in zip(index["names"], index["pts68_2d"], index["roi_box"], yaws, strict=True):
+        photo = read_photo(data / "aflw_dev" / str(name))
+        face = detect_faces(photo, box=[float(v) for v in box], provider=provider)[0]
+        rows["network"].append(nme(face.landmarks, truth))
+        near = nme(locate(provider.network, photo, around(truth)).landmarks, truth)
+        fitted = np.nan
+        if fitter is not None:
+            fit = fitter.fit(photo, face)
+            fitted = nme(fit.landmarks2d, truth)
+        rows["network + fit"].append(fitted)
+        try:
+            other = detect_faces(photo, box=[float(v) for v in box])[0]
+            rows["dlib"].append(nme(other.landmarks, truth) if np.isfinite(other.landmarks).all() else np.nan)
+            rows["dlib + fit"].append(nme(fitter.fit(photo, other).landmarks2d, truth) if fitter else np.nan)
+        except NoFaceError:
+            rows["dlib"].append(np.nan)
+            rows["dlib + fit"].append(np.nan)
+        print(
+            f"{name} yaw {yaw:5.1f}: network {rows['network'][-1]:5.2f} (from the true box {near:5.2f}), + fit "
+            f"{fitted:5.2f}; dlib {rows['dlib'][-1]:5.2f}, + fit {rows['dlib + fit'][-1]:5.2f}; doubt "
+            f"{face.sighting.doubt if face.sighting else 0:.4f}"
+        )
+    for name, values in rows.items():
+        if np.isfinite(values).any():
+            print(f"{name:14s} {by_yaw(yaws, values)}")
+
+
+def _score(fit, scan, mean) -> tuple[float, float]:
+    mesh = FaceMesh(fit.neutral_vertices.astype(float), mean.triangles, fit.neutral_landmarks3d.astype(float))
+    found = scan_to_mesh(scan, mesh)
+    return found.median, found.landmarks51
+
+
+def ict(provider: NetworkProvider, fitter: Fitter | None, data: Path):
+    mean = mean_face(provider_model(fitter))
+    table: dict[str, list[float]] = {"dlib": [], "network": [], "mean": []}
+    turned = []
+    for folder in sorted((data / "ict_dev").iterdir()):
+        truth, scan = np.load(folder / "gt.npz"), read_scan(folder / "gt.npz", mask="face_mask_core", expression=0)
+        photo = read_photo(folder / "y+00.jpg")
+        line = [scan_to_mesh(scan, mean).median]
+        table["mean"].append(line[0])
+        for name, source in (("dlib", None), ("network", provider)):
+            face = detect_faces(photo, provider=source)[0]
+            median, inner = _score(fitter.fit(photo, face), scan, mean)
+            table[name].append(median)
+            line += [median, inner]
+        words = []
+        for view in ("y-60", "y+60"):
+            k = list(truth["names"]).index(view)
+            side = read_photo(folder / f"{view}.jpg")
+            try:
+                face = detect_faces(side, provider=provider)[0]
+            except NoFaceError:
+                words.append(f"{view} no face")
+                turned.append((np.nan, np.nan))
+                continue
+            fit = fitter.fit(side, face)
+            degrees = angle(np.asarray(fit.camera.rotation), truth["R"][k])
+            before = nme(face.landmarks, truth["lmk2d"][k])
+            turned.append((degrees, before))
+            words.append(f"{view} {degrees:.1f} deg, NME {before:.1f}, {fit.result}")
+        print(
+            f"{folder.name}: mean {line[0]:.3f}; dlib {line[1]:.3f} (51: {line[2]:.2f}); network {line[3]:.3f} (51: "
+            f"{line[4]:.2f}); {'; '.join(words)}",
+            flush=True,
+        )
+    pooled = {name: float(np.mean(v)) for name, v in table.items()}
+    print(f"pooled: {pooled}; network against dlib {100 * (pooled['network'] / pooled['dlib'] - 1):+.1f} %")
+    degrees = np.array([d for d, _ in turned])
+    near = int(np.sum(degrees < 5))
+    print(f"views at 60 degrees: worst {np.nanmax(degrees):.1f}, within 5 degrees {near} of {len(degrees)}")
+
+
+def provider_model(fitter: Fitter | None):
+    """The model of a fitter, or the default one."""
+    return morphable.load() if fitter is None else fitter.model
+
+
+def angle(one: np.ndarray, other: np.ndarray) -> float:
+    """Degrees between two rotations."""
+    return float(np.rad2deg(np.arccos(np.clip((np.trace(one.T @ other) - 1) / 2, -1, 1))))
+
+
+def rig(provider: NetworkProvider, fitter: Fitter | None, data: Path):
+    from fitting.multi_image import fit_together
+
+    mean, scores = mean_face(provider_model(fitter)), []
+    for folder in sorted((data / "ict_dev").iterdir()):
+        scan = read_scan(folder / "gt.npz", mask="face_mask_core", expression=0)
+        paths = [folder / f"{view}.jpg" for view in VIEWS]
+        faces: list[Face | None] = []
+        for path in paths:
+            try:
+                faces.append(detect_faces(read_photo(path), provider=provider)[0])
+            except NoFaceError:
+                faces.append(None)
+        joint = fit_together(fitter, [lambda p=p: read_photo(p) for p in paths], faces, names=[p.stem for p in paths])
+        median, inner = _score(joint.fits[0], scan, mean)
+        scores.append(median)
+        used = sum(v.used for v in joint.verdicts)
+        print(f"{folder.name}: {median:.3f} (51: {inner:.2f}); {used} of 5 used", flush=True)
+    print(f"pooled {np.mean(scores):.3f}")
+
+
+if __name__ == "__main__":
+    main()

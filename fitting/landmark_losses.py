@@ -1,0 +1,96 @@
+"""What a landmark network's answers cost: likelihood of its landmarks, visibility, pose, and 3DDFA's parameter losses.
+
+Each term is of one crop. Lengths are in sides of the crop, so one network's losses compare with another's.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fitting.landmark_network import Prediction
+from fitting.parameter_losses import PARAMETER_LOSSES, LossBasis, LossName, PosedParameters, landmark_regression_loss
+
+ParameterLossName = Literal["none", "pdc", "whitened_pdc", "vdc", "wpdc", "fwpdc", "owpdc"]
+
+
+class Truth(NamedTuple):
+    """What a crop really shows."""
+
+    landmarks: Float[Array, "point 2"]  # sides of the crop, from its middle
+    visible: Float[Array, " point"]  # 0 or 1
+    rotation: Float[Array, "3 3"]
+    placement: Float[Array, "3"]  # head's origin in the crop (2; sides from its middle), log of sides for each 100 mm
+    identity: Float[Array, " identity"]
+    expression: Float[Array, " unit"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LandmarkLossWeights:
+    """How much each term counts."""
+
+    named: float = 2.0  # of iBUG's 68 landmarks beside the others, which count 1
+    visible: float = 0.05
+    rotation: float = 2.0
+    placement: float = 1.0
+    expression: float = 1.0
+    identity: float = 0.02
+    parameters: ParameterLossName = "vdc"  # one of 3DDFA's, or none
+    parameter_weight: float = 1.0
+    regression: float = 0.0  # 3DDFA_V2's regularisation by plain distances of the landmarks
+
+
+def likelihood(
+    found: Float[Array, "point 2"], log_sigma: Float[Array, " point"], truth: Float[Array, "point 2"]
+) -> Float[Array, " point"]:
+    """Negative logarithm of each landmark's likelihood, up to a constant: Gaussian errors, alike in both directions.
+
+    Wood et al. (2022), equation 1, with the deviation's logarithm as the network's own output.
+    """
+    square = jnp.sum((found - truth) ** 2, axis=-1)
+    return 2.0 * log_sigma + 0.5 * square * jnp.exp(-2.0 * log_sigma)
+
+
+def within_one_sigma(
+    found: Float[Array, "point 2"], log_sigma: Float[Array, " point"], truth: Float[Array, "point 2"]
+) -> Float[Array, "point 2"]:
+    """1 where a coordinate's error is within its deviation: 68 % of them, where deviations are right."""
+    return (jnp.abs(found - truth) <= jnp.exp(log_sigma)[:, None]).astype(jnp.float32)
+
+
+def posed_parameters(said: Prediction | Truth, identity: int) -> PosedParameters:
+    """An answer as 3DDFA's losses take it, in hundredths of the crop's side; the first coefficients of identity."""
+    scale = jnp.exp(said.placement[2])  # hundredths of a side for each mm are sides for each 100 mm
+    return PosedParameters.from_pose(
+        said.rotation, scale, 100.0 * said.placement[:2], said.identity[:identity], said.expression
+    )
+
+
+def landmark_terms(
+    said: Prediction, truth: Truth, weights: LandmarkLossWeights, basis: LossBasis | None
+) -> dict[str, Float[Array, ""]]:
+    """The weighted terms of one crop."""
+    w = weights
+    count = truth.landmarks.shape[0]
+    share = jnp.where(jnp.arange(count) < 68, w.named, 1.0)
+    cost = likelihood(said.landmarks, said.log_sigma, truth.landmarks)
+    seen = jax.nn.softplus(said.visible) - truth.visible * said.visible
+    terms = {
+        "likelihood": jnp.sum(share * cost) / jnp.sum(share),
+        "visible": w.visible * jnp.mean(seen),
+        # Half the squared Frobenius distance: 2 (1 - cos) of the angle between them, twice.
+        "rotation": w.rotation * 0.5 * jnp.sum((said.rotation - truth.rotation) ** 2),
+        "placement": w.placement * jnp.sum((said.placement - truth.placement) ** 2),
+        "expression": w.expression * jnp.sum((said.expression - truth.expression) ** 2),
+        "identity": w.identity * jnp.mean((said.identity - truth.identity) ** 2),
+    }
+    if w.parameters != "none" and basis is not None:
+        name: LossName = w.parameters
+        rank = basis.identity.shape[-1]
+        value = PARAMETER_LOSSES[name](basis, posed_parameters(said, rank), posed_parameters(truth, rank))
+        terms["parameters"] = w.parameter_weight * jnp.log1p(value)  # far from the truth it would drown the rest
+    if w.regression > 0:
+        terms["regression"] = w.regression * landmark_regression_loss(said.landmarks, truth.landmarks)
+    return terms

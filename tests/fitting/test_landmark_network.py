@@ -1,0 +1,310 @@
+"""The landmark network: what it says, what its answers cost, how it learns, and its files."""
+
+import dataclasses
+from typing import get_args
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jaxlie
+import numpy as np
+import pytest
+from helpers import finite_difference
+
+from fitting.landmark_checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
+from fitting.landmark_losses import (
+    LandmarkLossWeights,
+    ParameterLossName,
+    Truth,
+    landmark_terms,
+    likelihood,
+    posed_parameters,
+    within_one_sigma,
+)
+from fitting.landmark_network import LandmarkNetwork, Prediction, rotation_from_columns
+from fitting.landmark_training import (
+    LandmarkTraining,
+    LandmarkTrainingError,
+    Pool,
+    Trainer,
+    mean_points,
+    mirror_of,
+    shared_by,
+    start,
+    train,
+    varied,
+)
+from fitting.portraits.stream import Examples
+from fitting.weights_file import CheckpointError
+from morphable.landmarks import MIRROR_68, SurfacePoints
+
+SIZE, CHUNK = 32, 8
+SETTINGS = LandmarkTraining(steps=6, batch=4, warm_up=2, pool=16, reuse=2.0, identity_rank=3)
+
+
+def network(tiny) -> LandmarkNetwork:
+    """A small one for the tiny model, of the 68 points alone."""
+    return eqx.filter_jit(LandmarkNetwork)(
+        jax.random.key(0),
+        tiny.landmarks,
+        len(tiny.expression_names),
+        tiny.shape.rank,
+        size=SIZE,
+        widths=(16, 32),
+        depths=(1, 1),
+    )
+
+
+def examples(tiny, index: int, count: int = CHUNK) -> Examples:
+    """Heads under weak perspective, each landmark a grey level of its own in the picture."""
+    rng = np.random.default_rng([7, index])
+    identity = rng.normal(size=(count, tiny.shape.rank)).astype(np.float32)
+    expression = rng.random((count, len(tiny.expression_names))).astype(np.float32)
+    turn = jax.vmap(jaxlie.SO3.exp)(jnp.asarray(0.4 * rng.normal(size=(count, 3)), jnp.float32)).as_matrix()
+    rotation = np.asarray(turn @ jnp.diag(jnp.asarray([1.0, -1.0, -1.0])), np.float32)
+    scale, origin = 0.12 * np.exp(0.1 * rng.normal(size=count)), SIZE * (0.5 + 0.05 * rng.normal(size=(count, 2)))
+    points = jax.vmap(lambda i, e: tiny.landmarks(tiny.vertices(i, e)))(jnp.asarray(identity), jnp.asarray(expression))
+    turned = np.einsum("nij,npj->npi", rotation, np.asarray(points))[..., :2]
+    landmarks = (scale[:, None, None] * turned + origin[:, None]).astype(np.float32)
+    pixels = rng.integers(0, 255, (count, SIZE, SIZE, 3)).astype(np.uint8)
+    placement = np.concatenate([origin, scale[:, None]], axis=1).astype(np.float32)
+    visible = (rng.random((count, 68)) < 0.8).astype(np.float16)
+    return Examples(pixels, landmarks, visible, rotation, placement, identity, expression)
+
+
+@pytest.fixture(scope="module")
+def shared_by_tiny(tiny):
+    return shared_by(tiny, jnp.asarray(MIRROR_68), 3, vertices=20)
+
+
+@pytest.fixture(scope="module")
+def trainer(shared_by_tiny):
+    return Trainer(shared_by_tiny, SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def fresh(tiny):
+    return network(tiny)
+
+
+# ------------------------------------------------------------------------------------------------------ answers
+
+
+def test_rotations_from_columns_are_rotations_and_keep_those_that_are_columns_of_one(key):
+    columns = jax.random.normal(key, (50, 2, 3))
+    found = jax.vmap(rotation_from_columns)(columns)
+    np.testing.assert_allclose(found @ jnp.swapaxes(found, 1, 2), np.broadcast_to(np.eye(3), (50, 3, 3)), atol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.det(found), 1.0, atol=1e-5)
+    np.testing.assert_allclose(jax.vmap(rotation_from_columns)(jnp.swapaxes(found, 1, 2)[:, :2]), found, atol=1e-5)
+
+
+def test_a_network_says_something_of_every_size_it_should(tiny, fresh):
+    said = eqx.filter_jit(lambda n, x: n(x))(fresh, jnp.full((SIZE, SIZE, 3), 0.5))
+    assert said.landmarks.shape == (68, 2) and said.log_sigma.shape == said.visible.shape == (68,)
+    assert said.expression.shape == (len(tiny.expression_names),) and said.identity.shape == (tiny.shape.rank,)
+    assert (fresh.widths, fresh.depths, fresh.points) == ((16, 32), (1, 1), 68)
+    # Untrained, it says the mean: a head that faces the camera, near the middle.
+    np.testing.assert_allclose(said.rotation, np.diag([1.0, -1.0, -1.0]), atol=0.5)
+    with pytest.raises(ValueError, match="multiple of 8 and multiples of 16"):
+        LandmarkNetwork(jax.random.key(0), tiny.landmarks, 3, 4, size=36, widths=(16, 32), depths=(1, 1))
+
+
+# ------------------------------------------------------------------------------------------------------- losses
+
+
+def test_the_likeliest_deviation_is_that_of_the_errors(key):
+    errors = 0.03 * jax.random.normal(key, (4000, 2))
+    cost = lambda log_sigma: jnp.mean(likelihood(errors, jnp.full(4000, log_sigma), jnp.zeros((4000, 2))))  # noqa: E731
+    grid = jnp.linspace(-6.0, -1.0, 501)
+    best = float(grid[jnp.argmin(jax.vmap(cost)(grid))])
+    assert best == pytest.approx(np.log(0.03), abs=0.03)
+    inside = within_one_sigma(errors, jnp.full(4000, best), jnp.zeros((4000, 2)))
+    assert float(jnp.mean(inside)) == pytest.approx(0.683, abs=0.02)
+
+
+def test_the_likelihood_pulls_surer_points_more():
+    pull = jax.grad(lambda x, s: likelihood(x, s, jnp.zeros((1, 2)))[0])
+    error = jnp.asarray([[0.01, 0.0]])
+    sure, unsure = (pull(error, jnp.asarray([s]))[0, 0] for s in (-4.0, -3.0))
+    assert float(sure / unsure) == pytest.approx(np.exp(2.0), rel=1e-4)
+    along = lambda t: likelihood(error.at[0, 0].set(t[0]), jnp.asarray([-2.0]), jnp.zeros((1, 2)))[0]  # noqa: E731
+    numeric = finite_difference(along, error[0, :1], 1e-3)
+    np.testing.assert_allclose(pull(error, jnp.asarray([-2.0]))[0, :1], numeric, rtol=2e-2)
+
+
+def truths(tiny) -> Truth:
+    return varied(examples(tiny, 0, 4), jax.random.key(0), mirror_of(tiny, jnp.asarray(MIRROR_68)), vary=False)[1]
+
+
+def test_every_loss_is_nothing_at_the_truth_and_something_beside_it(tiny, shared_by_tiny):
+    truth = jax.tree.map(lambda x: jnp.asarray(x[0]), truths(tiny))
+    names = get_args(ParameterLossName)
+
+    @jax.jit
+    def cost(said):
+        every = {n: LandmarkLossWeights(parameters=n, regression=1.0) for n in names}
+        return {n: landmark_terms(said, truth, w, shared_by_tiny.basis) for n, w in every.items()}
+
+    right = Prediction(
+        truth.landmarks, jnp.full(68, -3.0), 20.0 * (2.0 * truth.visible - 1.0), truth.rotation, truth.placement,
+        truth.expression, truth.identity,
+    )  # fmt: skip
+    turn = jaxlie.SO3.exp(jnp.asarray([0.1, -0.2, 0.1])).as_matrix()
+    wrong = Prediction(
+        right.landmarks + 0.02, right.log_sigma, -right.visible, turn @ right.rotation, right.placement + 0.1,
+        right.expression + 0.2, right.identity - 0.5,
+    )  # fmt: skip
+    exact, off = cost(right), cost(wrong)
+    for name in names:
+        assert ("parameters" in exact[name]) == (name != "none")
+        for term in set(exact[name]) - {"likelihood"}:
+            assert float(off[name][term]) > 5e-4 and abs(float(exact[name][term])) < 5e-5, (name, term)
+        assert float(off[name]["likelihood"]) > float(exact[name]["likelihood"])
+
+
+def test_parameters_pose_the_landmarks_where_the_crop_shows_them(head):
+    few = examples(head, 0, 4)
+    truth = varied(few, jax.random.key(0), mirror_of(head, jnp.asarray(MIRROR_68)), vary=False)[1]
+
+    @jax.jit
+    @jax.vmap
+    def seen(one):
+        posed = posed_parameters(one, head.shape.rank)
+        points = head.landmarks(head.vertices(one.identity, one.expression))
+        return posed.scale * points @ posed.rotation[:2].T + posed.shift
+
+    np.testing.assert_allclose(seen(truth) / 100.0, truth.landmarks, atol=3e-4)
+
+
+# ------------------------------------------------------------------------------------------ turned and tinted
+
+
+def test_what_happens_to_pixels_happens_to_the_truth(tiny):
+    # A bright dot at one landmark is still there after all changes, and the head's pose still puts it there.
+    plain = examples(tiny, 3)
+    mirror = mirror_of(tiny, jnp.asarray(MIRROR_68))
+    v, u = np.mgrid[:SIZE, :SIZE] + 0.5
+    for point in (30, 8):
+        away = np.hypot(u - plain.landmarks[:, point, 0, None, None], v - plain.landmarks[:, point, 1, None, None])
+        dots = plain._replace(pixels=np.repeat((255 * np.exp(-0.25 * away**2))[..., None], 3, -1).astype(np.uint8))
+        pixels, truth = varied(dots, jax.random.key(5), mirror)
+        moved = np.abs(np.asarray(truth.landmarks[:, point] + 0.5) * SIZE - plain.landmarks[:, point])
+        assert moved.max() > 1.0
+        found = 0
+        for k in range(CHUNK):
+            grey = np.asarray(pixels[k]).mean(axis=2)
+            grey = np.clip(grey - 0.6 * grey.max(), 0, None)
+            at = np.array([(grey * u).sum(), (grey * v).sum()]) / grey.sum()
+            found += np.linalg.norm(at - SIZE * (np.asarray(truth.landmarks[k, point]) + 0.5)) < 1.0
+        assert found >= CHUNK - 3  # a box of one colour lies over some
+    assert float(jnp.min(pixels)) >= 0 and float(jnp.max(pixels)) <= 1
+
+
+def test_a_head_in_the_mirror_is_a_head_of_the_model(head):
+    # Turned, shifted, mirrored: pose and coefficients of the truth put the landmarks where the truth has them.
+    plain = examples(head, 2)
+    pixels, truth = varied(plain, jax.random.key(6), mirror_of(head, jnp.asarray(MIRROR_68)))
+    assert float(jnp.min(pixels)) >= 0 and float(jnp.max(pixels)) <= 1
+    vertices = jax.jit(jax.vmap(head.vertices))(truth.identity, truth.expression)
+    points = jax.vmap(head.landmarks)(vertices)
+    scale, origin = jnp.exp(truth.placement[:, 2]) / 100, truth.placement[:, :2]
+    seen = scale[:, None, None] * jnp.einsum("nij,npj->npi", truth.rotation[:, :2], points) + origin[:, None]
+    np.testing.assert_allclose(seen, truth.landmarks, atol=3e-4)
+    assert np.sign(np.asarray(truth.rotation[:, 0, 2] * plain.rotation[:, 0, 2])).min() < 0  # some were mirrored
+
+
+def test_without_variation_an_example_stays_as_it_is(tiny):
+    plain = examples(tiny, 1)
+    pixels, truth = varied(plain, jax.random.key(0), mirror_of(tiny, jnp.asarray(MIRROR_68)), vary=False)
+    np.testing.assert_allclose(pixels, plain.pixels / 255.0, atol=1e-6)
+    np.testing.assert_allclose((truth.landmarks + 0.5) * SIZE, plain.landmarks, atol=1e-4)
+    np.testing.assert_allclose(mean_points([plain]), np.mean(np.asarray(truth.landmarks), axis=0), atol=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------------- training
+
+
+def pool(tiny, settings=SETTINGS, asked=None) -> Pool:
+    def chunk(index: int) -> Examples:
+        if asked is not None:
+            asked.append(index)
+        return examples(tiny, index)
+
+    return Pool(chunk, settings, CHUNK)
+
+
+def test_the_pool_gives_the_same_batch_at_the_same_step_and_lets_go_of_old_portraits(tiny):
+    asked: list[int] = []
+    one, other = pool(tiny, asked=asked), pool(tiny)
+    batches = [one.batch(step) for step in range(30)]
+    np.testing.assert_array_equal(batches[29].landmarks, other.batch(29).landmarks)
+    assert asked == sorted(set(asked))  # each is rendered once, in order
+    assert len(one.held) <= SETTINGS.pool // CHUNK and min(one.held) == one.oldest(29) > 0
+    # Each portrait is looked at `reuse` times, on average.
+    assert 30 * SETTINGS.batch / (CHUNK * one.chunks_by(29)) == pytest.approx(SETTINGS.reuse, rel=0.2)
+
+
+def test_training_resumed_from_a_checkpoint_ends_where_an_unbroken_one_does(tiny, trainer, fresh, tmp_path):
+    settings = SETTINGS
+    whole = train(trainer, trainer.placed(start(fresh, settings)), pool(tiny), settings.steps)
+    half = train(trainer, trainer.placed(start(fresh, settings)), pool(tiny), 3)
+    save_checkpoint(tmp_path / "c.safetensors", half, tiny, {"log": [1]})
+    back, record = load_checkpoint(tmp_path / "c.safetensors", settings)
+    assert record == {"log": [1]} and int(back.step) == 3
+    rest = train(trainer, trainer.placed(back), pool(tiny), settings.steps)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(one, other)
+    # What is not learnt has stayed.
+    np.testing.assert_array_equal(whole.network.surface.weights, fresh.surface.weights)
+    np.testing.assert_array_equal(whole.network.mean_points, fresh.mean_points)
+
+
+def test_training_learns(tiny, trainer, fresh):
+    few = examples(tiny, 0, 4)
+    state = trainer.placed(start(fresh, SETTINGS))
+    first = None
+    for _ in range(25):
+        state, terms = trainer.step(state, few)
+        first = first or float(terms["total"])
+    assert float(terms["total"]) < first - 0.5
+    figures = trainer.evaluate(state.average, few)
+    assert {"nme68", "degrees", "within_sigma", "nme_visible"} <= set(figures)
+    assert 0 <= figures["within_sigma"] <= 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tiny, trainer, fresh):
+    broken = eqx.tree_at(lambda n: n.features.offset, fresh, jnp.full_like(fresh.features.offset, jnp.nan))
+    with pytest.raises(LandmarkTrainingError, match="not finite after step 2"):
+        train(trainer, trainer.placed(start(broken, SETTINGS)), pool(tiny), 4, every=2)
+
+
+def test_batches_that_devices_cannot_share_are_refused(shared_by_tiny):
+    with pytest.raises(LandmarkTrainingError, match="multiple of 3"):
+        Trainer(shared_by_tiny, SETTINGS, devices=jax.local_devices() * 3)
+
+
+# -------------------------------------------------------------------------------------------------------- files
+
+
+def test_weights_go_around_and_are_for_their_model(tiny, head, fresh, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_network(path, fresh, tiny, {"figures": {"steps": 1}})
+    back = load_network(path, tiny)
+    for one, other in zip(*(jax.tree.leaves(eqx.filter(n, eqx.is_array)) for n in (fresh, back)), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(back.surface.weights, fresh.surface.weights)
+    with pytest.raises(CheckpointError, match="expected those of .*train-landmarks --model"):
+        load_network(path, head)
+    moved = dataclasses.replace(
+        tiny, landmarks=SurfacePoints(tiny.landmarks.vertices[::-1], tiny.landmarks.weights[::-1])
+    )
+    with pytest.raises(CheckpointError, match="expected those of"):
+        load_network(path, moved)
+    (tmp_path / "cut.safetensors").write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="no safetensors"):
+        load_network(tmp_path / "cut.safetensors", tiny)
+    bad = eqx.tree_at(lambda n: n.head.offset, fresh, jnp.full_like(fresh.head.offset, jnp.inf))
+    save_network(path, bad, tiny, {})
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_network(path, tiny)
