@@ -55,9 +55,10 @@ def fit(
         model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
         box: Where the face is, as x0,y0,x1,y1 in photo pixels, if detection misses it or takes the wrong one.
         landmarks: Where landmarks come from: "dlib", "network" (hundreds of points at any pose, each with its own
-            uncertainty), or a file of 68 iBUG landmarks, for which no detector is run: .pts (pixels from 1), .json or
-            .npy (pixel centres at +0.5); NaN = hidden. Default: dlib.
-        landmark_weights: Weights that `facefit train-landmarks` wrote. Default: those that ship with facefit.
+            uncertainty), "mediapipe", or a file of 68 iBUG landmarks, for which no detector is run: .pts (pixels from
+            1), .json or .npy (pixel centres at +0.5); NaN = hidden. Default: dlib.
+        landmark_weights: For the network, weights that `facefit train-landmarks` wrote (default: those that ship with
+            facefit); for MediaPipe, your copy of its face_landmarker.task.
         mask: Image of the photo's size: white where the photo may be used, black over hands, glasses, hair.
         focal_px: Focal length in pixels of the photo, where known.
         all_faces: Fit every detected face, largest first, into OUT/face_0, OUT/face_1, ...
@@ -184,9 +185,9 @@ def rig(
         photos: Photos, or folders of them.
         out: Folder for the results; made if missing, written only when everything succeeded.
         model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
-        landmarks: "dlib" or "network", or one file of 68 iBUG landmarks for each photo, in their order, as for
-            `facefit fit`. Default: dlib.
-        landmark_weights: Weights that `facefit train-landmarks` wrote. Default: those that ship with facefit.
+        landmarks: "dlib", "network" or "mediapipe", or one file of 68 iBUG landmarks for each photo, in their order, as
+            for `facefit fit`. Default: dlib.
+        landmark_weights: As for `facefit fit`.
         cameras: Known cameras: a transforms.json (NeRF), a COLMAP folder, or an opencv.json that facefit wrote.
         same_camera: All photos were taken with one focal length. Photos whose EXIF tells the same one share it anyway.
         focal_px: Focal length in pixels, of all photos, where known.
@@ -377,8 +378,17 @@ def synthesize(
     clean: bool = False,
     one_person: bool = False,
     detail: bool = False,
+    portraits: bool = False,
+    backgrounds: Path | None = None,
+    turn: Path | None = None,
+    frames: int = 60,
 ) -> int:
     """Make photos whose truth is known: random people, cameras, lights and backgrounds, rendered from a model.
+
+    With --portraits they are what the landmark network is trained on: crops of 128 pixels, heads with hair, beards,
+    hats, glasses and clothes at any yaw, under any light, behind hands, through poor cameras. OUT then receives
+    portrait_0000.png, its landmarks, the truth in portraits.npz, and portraits.png. With --turn PHOTO it receives a
+    clip of that photo's turning face, turned.mp4, and its truth, turned.npz.
 
     OUT receives photo_0000.png, its landmarks photo_0000.landmarks.npy (for fit --landmarks), its truth
     photo_0000.npz (parameters, camera, vertices, masks; see docs/synthesis.md), ..., and all of them in synthesize.png.
@@ -396,7 +406,13 @@ def synthesize(
         clean: A perfect camera: no noise, no blur, no JPEG compression.
         one_person: All photos show the person of the first one, through one lens: a set for `facefit rig`.
         detail: Skin with wrinkles, pores and spots, gloss, and lamps that cast shadows.
+        portraits: Crops for the landmark network; of the settings above --count, --seed and --model matter.
+        backgrounds: A folder of pictures, parts of which stand behind half of the portraits.
+        turn: A photo to be fitted and moved, in place of random people: by --yaw, --size, --seed and --model.
+        frames: Of the clip that --turn makes.
     """
+    if turn is not None:
+        return _turn_photo(turn, out, model, size, yaw, seed, frames)
     import dataclasses
 
     from PIL import Image
@@ -416,9 +432,23 @@ def synthesize(
         settings, size=size, yaw=yaw, expression=expression, off_centre=off_centre, occluded=float(occluders)
     )
     settings = dataclasses.replace(settings, detail=float(detail))
+    if backgrounds is not None and not portraits:
+        raise UsageError("--backgrounds: got it without --portraits, expected both.")
     check_writable(out)
     enable_cache()
     m = morphable.load(model)
+    if portraits:
+        from fitting.portraits.backdrop import Pictures
+        from fitting.portraits.files import write_portraits
+
+        try:
+            pictures = None if backgrounds is None else Pictures.of(backgrounds)
+        except ValueError as error:
+            raise UsageError(f"--backgrounds: {error}") from error
+        with output_folder(out) as folder:
+            write_portraits(folder, m, seed, count, pictures)
+        print(f"{count} portrait(s) in {out}; see {out / 'portraits.png'}")
+        return SUCCESS
     with output_folder(out) as folder:
         shown, person = [], None
         for number in range(count):
@@ -429,6 +459,28 @@ def synthesize(
                 shown.append(synthetic)
         Image.fromarray(contact_sheet(shown)).save(folder / "synthesize.png")
     print(f"{count} photo(s) in {out}; see {out / 'synthesize.png'}")
+    return SUCCESS
+
+
+def _turn_photo(photo: Path, out: Path, model: Path | None, size: int, yaw: float, seed: int, frames: int) -> int:
+    """A clip of a photo whose face turns, and its truth."""
+    import morphable
+    from fitting.clip.frames import ClipWriter
+    from fitting.clip.turned import ClipSettings, save_turned_clip
+    from fitting.detection import detect_faces
+    from fitting.face_profiling import profile_mesh
+    from fitting.fit import Fitter
+    from fitting.observation import read_photo
+    from fitting.output import check_writable, output_folder
+
+    settings = ClipSettings(yaw=yaw)
+    check_writable(out)
+    picture = read_photo(photo)
+    face = detect_faces(picture)[0]
+    profile = profile_mesh(Fitter(morphable.load(model)).fit(picture, face), picture, size)
+    with output_folder(out) as folder, ClipWriter(folder / "turned.mp4", settings.rate) as writer:
+        save_turned_clip(folder / "turned.npz", writer.write, profile, seed, frames, settings)
+    print(f"{frames} frame(s) in {out / 'turned.mp4'}, their truth in {out / 'turned.npz'}")
     return SUCCESS
 
 

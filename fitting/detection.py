@@ -51,6 +51,8 @@ class LandmarkNoise:
 LANDMARK_NOISE = {
     "dlib": LandmarkNoise(inner_mm=3.5, jaw_mm=2.5, alike=True),
     "file": LandmarkNoise(2.0, 3.0, annotated=True),
+    # Its points lie beside iBUG's by definition, most of all at the jaw and the brows.
+    "mediapipe": LandmarkNoise(inner_mm=3.5, jaw_mm=5.0, alike=True),
     "network": LandmarkNoise(2.0, 2.0),  # of a face without deviations of its own; see Face.sighting
 }
 
@@ -61,7 +63,7 @@ class Face:
 
     box: Box  # upright square around the face from above the brows to the chin, of a given box that box
     landmarks: Float[np.ndarray, "68 2"]  # NaN rows are hidden
-    source: str  # "dlib-hog", "dlib-hog-upsampled", "dlib-cnn", "box", "file" or "network"
+    source: str  # "dlib-hog", "dlib-hog-upsampled", "dlib-cnn", "box", "file", "network" or "mediapipe"
     score: float  # the detector's confidence, to be compared within one source only
     noise: LandmarkNoise
     truncated: bool = False  # cut by the photo's border

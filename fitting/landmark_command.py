@@ -13,7 +13,6 @@ import tyro
 from fitting.command import SUCCESS, UsageError, stage
 
 _HELD_OUT = 1_000_000_007  # added to the seed: portraits that no training sees
-_HELD_CHUNKS = 4
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -30,11 +29,13 @@ def train_landmarks(
     pool: int = 32_768,
     widths: tuple[int, ...] = (32, 64, 128, 192),
     depths: tuple[int, ...] = (1, 2, 2, 1),
+    backgrounds: Path | None = None,
     real: Path | None = None,
     start_from: Path | None = None,
     bfloat16: bool = False,
     seed: int = 0,
     workers: int | None = None,
+    held_out: int = 1024,
     every: int = 500,
 ) -> int:
     """Train the network of `--landmarks network`. The same command goes on where it was stopped.
@@ -55,12 +56,14 @@ def train_landmarks(
         pool: Portraits that a batch is drawn from, the latest ones.
         widths: Channels of the network at a quarter of the crop's size, an eighth, and so on.
         depths: Residual blocks at each of these sizes.
+        backgrounds: A folder of pictures, parts of which stand behind half of the portraits. Default: invented ones.
         real: A folder of photos, each beside its 68 points (NAME.pts): their error is reported, nothing is learnt.
         start_from: Weights to begin with, of an earlier training. Default: random ones.
         bfloat16: Compute maps in half precision, as GPUs and TPUs do fast; a CPU does it slowly.
         seed: Of the portraits, the first weights and the order.
         workers: Processes that render ahead; 0 renders on the training device. Default: 0 on GPUs and TPUs, else one
             for every core but one.
+        held_out: Portraits that are tested on and never learnt from: a multiple of 256.
         every: Steps between reports.
     """
     from rich.console import Console
@@ -68,6 +71,7 @@ def train_landmarks(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for name, value, least in (
         ("--steps", steps, 1), ("--batch", batch, 1), ("--every", every, 1), ("--pool", pool, 1), ("--reuse", reuse, 1),
+        ("--held-out", held_out, 256),
     ):  # fmt: skip
         if value < least:
             raise UsageError(f"{name}: got {value}, expected at least {least}.")
@@ -99,6 +103,7 @@ def train_landmarks(
         start,
         train,
     )
+    from fitting.portraits.backdrop import Pictures
     from fitting.portraits.portrait import PortraitSettings
     from fitting.portraits.stream import CHUNK, Examples, Order, read_chunk, render_chunk
     from fitting.portraits.studio import studio
@@ -117,11 +122,17 @@ def train_landmarks(
         stage_ = studio(head)
         points = dense_landmarks(head)
         trainer = Trainer(shared_by(head, points.mirror, settings.identity_rank), settings)
-    order = Order(model, out / "portraits", seed, portraits)
+    behind = None
+    if backgrounds is not None:
+        try:
+            behind = Pictures.of(backgrounds)
+        except ValueError as error:
+            raise UsageError(f"--backgrounds: {error}") from error
+    order = Order(model, out / "portraits", seed, portraits, behind)
     held_file = out / "held_out.npz"
     with stage(console, "rendering portraits to test on"):
         if not held_file.exists():
-            chunks = [render_chunk(stage_, seed + _HELD_OUT, k, portraits) for k in range(_HELD_CHUNKS)]
+            chunks = [render_chunk(stage_, seed + _HELD_OUT, k, portraits) for k in range(held_out // CHUNK)]
             with held_file.open("wb") as file:
                 np.savez(file, **{n: np.concatenate([getattr(c, n) for c in chunks]) for n in Examples._fields})
         held = read_chunk(held_file)
@@ -130,7 +141,8 @@ def train_landmarks(
     checkpoint = out / "checkpoint.safetensors"
     begun = "random weights" if start_from is None else start_from.name
     asked = {
-        **dataclasses.asdict(settings), "portraits": dataclasses.asdict(portraits), "widths": list(widths),
+        **dataclasses.asdict(settings), "backgrounds": None if behind is None else [p.name for p in behind.files],
+        "portraits": dataclasses.asdict(portraits), "widths": list(widths),
         "depths": list(depths), "start": begun,
     }  # fmt: skip
     asked = json.loads(json.dumps(asked))
@@ -156,7 +168,7 @@ def train_landmarks(
 
     def chunk(index: int) -> Examples:
         if not workers:
-            return jax.device_get(render_chunk(stage_, seed, index, portraits))
+            return jax.device_get(render_chunk(stage_, seed, index, portraits, pictures=behind))
         while not order.file(index).exists():
             if not any(p.is_alive() for p in processes):
                 raise LandmarkTrainingError(

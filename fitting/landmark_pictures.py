@@ -9,7 +9,10 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from fitting.landmark_network import LandmarkNetwork
+from fitting.network_detection import cut_out
+from fitting.observation import Photo
 from fitting.portraits.stream import Examples
+from fitting.sighting import Sighting, Square
 from fitting.training_curves import Curve, chart
 
 
@@ -39,6 +42,17 @@ def marked(
     if truth is not None:
         draw.point([(float(x), float(y)) for x, y in truth[:68] * zoom], fill=(60, 255, 90, 255))
     return np.asarray(picture)
+
+
+def sighting_picture(
+    photo: Photo, sighting: Sighting, truth: np.ndarray | None = None, size: int = 320
+) -> UInt8[np.ndarray, "_ _ 3"]:
+    """What a network says about a face of a photo, as `marked`; true places in pixels of the photo."""
+    square = Square(sighting.square.centre, 1.15 * sighting.square.side)
+    local = lambda points: (points - square.centre) * (size / square.side) + size / 2  # noqa: E731
+    true = None if truth is None else local(truth)
+    radius = sighting.sigma * (size / square.side)
+    return marked(cut_out(photo, square, size), local(sighting.points), radius, true, zoom=1)
 
 
 def sheet(network: LandmarkNetwork, examples: Examples, count: int = 24, across: int = 8) -> UInt8[np.ndarray, "_ _ 3"]:

@@ -6,17 +6,23 @@ from fitting.command import UsageError
 from fitting.detection import LandmarkProvider
 from morphable.model import MorphableModel
 
-SOURCES = ("dlib", "network")
+SOURCES = ("dlib", "network", "mediapipe")
 
 
 def check_source(name: str | None, weights: Path | None) -> None:
-    """Raise UsageError for weights without the network, or that are no file."""
+    """Raise UsageError for weights without a source that has some, or that are no file, and for MediaPipe without."""
     if weights is None:
+        if name == "mediapipe":
+            raise UsageError(
+                "--landmarks mediapipe: got no model file, expected your copy of MediaPipe's face_landmarker.task. "
+                "Give it with --landmark-weights."
+            )
         return
-    if name != "network":
-        raise UsageError("--landmark-weights: got weights without --landmarks network, expected both.")
+    if name not in ("network", "mediapipe"):
+        raise UsageError("--landmark-weights: got weights without --landmarks network or mediapipe, expected both.")
     if not weights.is_file():
-        raise UsageError(f"--landmark-weights: got {weights}, expected a file that 'facefit train-landmarks' wrote.")
+        wanted = "face_landmarker.task" if name == "mediapipe" else "a file that 'facefit train-landmarks' wrote"
+        raise UsageError(f"--landmark-weights: got {weights}, expected {wanted}.")
 
 
 def landmark_provider(name: str | None, weights: Path | None, model: MorphableModel) -> LandmarkProvider | None:
@@ -26,4 +32,8 @@ def landmark_provider(name: str | None, weights: Path | None, model: MorphableMo
         from fitting.network_detection import NetworkProvider
 
         return NetworkProvider(load_network(weights, model))
+    if name == "mediapipe" and weights is not None:
+        from fitting.mediapipe_detection import MediaPipeProvider
+
+        return MediaPipeProvider(weights)
     return None

@@ -29,6 +29,7 @@ def _is_short_term(node: ast.stmt) -> bool:
 def test_there_are_notebooks():
     expected = {"01_a_face_from_numbers", "02_light_and_camera", "03_fit_one_photo", "04_design_your_own_fit"}
     expected |= {"05_one_rig_from_many_photos", "06_track_a_video", "07_your_own_model", "08_detail"}
+    expected |= {"09_landmark_network"}
     assert expected <= {path.stem for path in NOTEBOOKS}
 
 

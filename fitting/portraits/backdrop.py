@@ -1,11 +1,16 @@
 """What is behind the people of portraits, and what comes between them and the camera."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
+from PIL import Image
 
 from fitting.portraits.wardrobe import dye
+from morphable.colour import srgb_to_linear
 
 Picture = Float[Array, "size size 3"]
 
@@ -55,6 +60,40 @@ def clutter(key: Key[Array, ""], size: int) -> Picture:
 
     picture = jax.lax.scan(before, picture, shapes)[0]
     return jnp.clip(picture, 0.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one's own, parts of which stand behind some portraits."""
+
+    files: tuple[Path, ...]
+    share: float = 0.5  # of the portraits
+
+    @classmethod
+    def of(cls, folder: Path) -> "Pictures":
+        """All pictures of a folder; raises ValueError where it has none."""
+        found = sorted(p for p in folder.glob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+        if not found:
+            raise ValueError(
+                f"got {folder}, expected a folder with pictures ({', '.join(_SUFFIXES)}). Leave it out for invented "
+                "backgrounds."
+            )
+        return cls(tuple(found))
+
+    def place(self, seed: int, index: int, size: int) -> Float[np.ndarray, "size size 3"]:
+        """What stands behind a portrait, linear RGB: a random part of a random picture; NaN for an invented place."""
+        rng = np.random.default_rng([seed, index])
+        if rng.random() >= self.share:
+            return np.full((size, size, 3), np.nan, np.float32)
+        picture = Image.open(self.files[rng.integers(len(self.files))]).convert("RGB")
+        side = min(picture.size) * rng.uniform(0.3, 1.0)
+        left, top = (rng.uniform(0, n - side) for n in picture.size)
+        part = picture.resize((size, size), Image.Resampling.BOX, (left, top, left + side, top + side))
+        part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
+        return np.asarray(srgb_to_linear(jnp.asarray(part, jnp.float32) / 255.0), np.float32)
+
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 # Joints and tip of a right hand's fingers in mm, seen from its back, wrist at the origin, fingers along +y; radii. The

@@ -28,6 +28,7 @@ from fitting.portraits.wardrobe import (
 )
 from fitting.synthesis import draw_expression, draw_light
 from morphable.mesh import unit, vertex_normals
+from morphable.model import MorphableModel
 from morphable.uv import interpolate
 from renderer.light import DirectionalLight, direction_from_angles, sh_basis
 from renderer.rasterize import barycentrics, rasterize
@@ -96,14 +97,7 @@ def draw_portrait(studio: Studio, key: Key[Array, ""], settings: PortraitSetting
     spread = 0.8 + 0.5 * u[0]  # some people are nearer to the mean than others
     identity = spread * jax.random.normal(keys[2], (head.shape.rank,))
     albedo = jax.random.normal(jax.random.fold_in(keys[2], 1), (head.albedo.rank,))
-    expression = draw_expression(head, keys[3])
-    if head.expression_kind == "units":
-        # Beyond what people make deliberately: every unit alone, a little.
-        little = jax.random.uniform(jax.random.fold_in(keys[3], 1), expression.shape)
-        expression = jnp.clip(
-            expression + jnp.where(u[1] < 0.4, 0.5 * jnp.maximum(little - 0.85, 0.0) / 0.15, 0.0), 0.0, 1.0
-        )
-        expression = head.effective_expression(jnp.where(u[2] < 0.12, 0.0, expression))
+    expression = _draw_expression(head, keys[3])
     yaw = jnp.where(u[3] < 0.4, 22.0 * n[0], settings.yaw * (2 * u[4] - 1))
     pitch = jnp.where(u[5] < 0.7, 11.0 * n[1], settings.pitch * (2 * u[6] - 1))
     roll = jnp.where(u[7] < 0.75, 9.0 * n[2], settings.roll * (2 * u[8] - 1))
@@ -154,6 +148,84 @@ def draw_portrait(studio: Studio, key: Key[Array, ""], settings: PortraitSetting
         size=settings.size,
         samples=settings.samples,
     )
+
+
+# What people do with their faces before cameras, more often and more strongly than at other times: chance, and lowest
+# and highest weights. A unit without its side is meant on both.
+_FACES: tuple[tuple[float, dict[str, tuple[float, float]]], ...] = (
+    (
+        0.30,  # a smile that shows teeth
+        {
+            "mouthSmile": (0.5, 1.0),
+            "mouthUpperUp": (0.1, 0.7),
+            "mouthLowerDown": (0.0, 0.6),
+            "jawOpen": (0.0, 0.3),
+            "cheekSquint": (0.2, 1.0),
+            "eyeSquint": (0.0, 0.7),
+            "mouthDimple": (0.0, 0.4),
+            "browDown": (0.0, 0.4),
+        },
+    ),
+    (
+        0.08,  # laughing, shouting
+        {
+            "jawOpen": (0.5, 1.0),
+            "mouthSmile": (0.0, 1.0),
+            "mouthUpperUp": (0.2, 0.8),
+            "mouthLowerDown": (0.2, 1.0),
+            "mouthStretch": (0.0, 0.8),
+            "noseSneer": (0.0, 0.6),
+            "browDown": (0.0, 0.6),
+        },
+    ),
+    (
+        0.10,  # speaking
+        {
+            "jawOpen": (0.05, 0.4),
+            "mouthUpperUp": (0.0, 0.5),
+            "mouthLowerDown": (0.0, 0.6),
+            "mouthFunnel": (0.0, 0.5),
+            "mouthPucker": (0.0, 0.4),
+            "mouthStretch": (0.0, 0.3),
+        },
+    ),
+    (0.10, {}),  # nothing at all
+)
+
+
+def _draw_expression(head: MorphableModel, key: Key[Array, ""]) -> Float[Array, " unit"]:
+    """Weights of a face before a camera: half as in other photos, half of the above, brows down as often as up."""
+    if head.expression_kind == "components":
+        return draw_expression(head, key)
+    own_key, key = jax.random.split(key)
+    names = head.expression_names
+    low, high = (np.zeros((len(_FACES), len(names)), np.float32) for _ in range(2))
+    for row, (_, units) in enumerate(_FACES):
+        for movement, (least, most) in units.items():
+            for name in (movement, movement + "Left", movement + "Right"):
+                if name in names:
+                    low[row, names.index(name)], high[row, names.index(name)] = least, most
+    # Both sides move together: one number for each pair, and a little for each alone.
+    left = {n: n.removesuffix("Right") + "Left" for n in names if n.endswith("Right")}
+    pair = np.array([names.index(left[n]) if left.get(n) in names else k for k, n in enumerate(names)])
+    u = jax.random.uniform(key, (len(names) + 4,))
+    together, alone = u[: len(names)][pair], jax.random.uniform(jax.random.fold_in(key, 1), (len(names),))
+    share = jnp.clip(together + 0.15 * (alone - 0.5), 0.0, 1.0)
+    chosen = jnp.sum(u[-1] > np.cumsum([chance for chance, _ in _FACES]).astype(np.float32))
+    usual = draw_expression(head, own_key)
+    low, high = (jnp.concatenate([jnp.asarray(v), jnp.zeros((1, len(names)))])[chosen] for v in (low, high))
+    # Whatever the mouth does, eyes blink and look about.
+    mouth = np.array([n.startswith(("mouth", "jaw", "cheek", "nose", "tongue")) for n in names])
+    of_face = jnp.where(mouth, low + (high - low) * share, jnp.maximum(usual, low + (high - low) * share))
+    expression = jnp.where(chosen < len(_FACES) - 1, of_face, jnp.where(chosen == len(_FACES) - 1, 0.0, usual))
+    raised = np.array([n.startswith(("browInnerUp", "browOuterUp")) for n in names])
+    lowered = np.array([n.startswith("browDown") for n in names])
+    expression = jnp.where(raised & (u[-2] < 0.4), 0.0, expression)
+    expression = jnp.where(lowered & (u[-3] < 0.25), 0.8 * u[-4], expression)
+    # Every unit alone, a little.
+    little = 0.5 * jnp.maximum(alone - 0.85, 0.0) / 0.15
+    expression = expression + jnp.where(u[-3] > 0.7, little, 0.0)
+    return head.effective_expression(jnp.clip(expression, 0.0, 1.0))
 
 
 def _swing(tangent: Float[Array, "2"]) -> jaxlie.SO3:
@@ -211,7 +283,7 @@ def dress(studio: Studio, portrait: Portrait) -> Dressed:
         points[:, 2:],
         vertex_normals(points, triangles),
         jnp.concatenate([painted.albedo, *(c.albedo for c in cloths)]),
-        lit[:, None],
+        jnp.maximum(lit, jnp.concatenate([0.5 * studio.teeth, jnp.zeros(more)]))[:, None],
         jnp.concatenate([studio.openness, jnp.ones(more)])[:, None],
         jnp.concatenate([painted.gloss, jnp.zeros(more)])[:, None],
         jnp.concatenate([jnp.zeros((len(surface), 3)), *(c.strand for c in cloths)]),
@@ -235,8 +307,13 @@ class Shot(eqx.Module):
     visible: Float[Array, " point"]
 
 
-def shoot(studio: Studio, portrait: Portrait, dressed: Dressed) -> Shot:
-    """The portrait's picture in linear RGB, and which landmarks it shows."""
+def shoot(
+    studio: Studio, portrait: Portrait, dressed: Dressed, place: Float[Array, "size size 3"] | None = None
+) -> Shot:
+    """The portrait's picture in linear RGB, and which landmarks it shows.
+
+    `place` is what stands behind, linear RGB; where it is NaN, and without it, that is `clutter`.
+    """
     size, keys = portrait.size, portrait.keys
     fine = size * portrait.samples
     on_screen = lambda p: portrait.focal * p[:, :2] / p[:, 2:] + portrait.centre  # noqa: E731
@@ -266,7 +343,10 @@ def shoot(studio: Studio, portrait: Portrait, dressed: Dressed) -> Shot:
     linear = colour * (shading + direct * facing) + mirror * (direct * (facing > 0) + 0.15 * shading)
     tone = jax.random.uniform(keys[5], (2,))
     exposure = _exposure(linear, (ids >= 0) & (ids < len(studio.triangles)), tone[0])
-    behind_all = jnp.repeat(jnp.repeat(clutter(keys[5], size), portrait.samples, axis=0), portrait.samples, axis=1)
+    behind_all = clutter(keys[5], size)
+    if place is not None:
+        behind_all = jnp.where(jnp.isnan(place), behind_all, place)
+    behind_all = jnp.repeat(jnp.repeat(behind_all, portrait.samples, axis=0), portrait.samples, axis=1)
     linear = jnp.where(covered[..., None], exposure * linear, behind_all)
     linear, darkened = _with_spectacles(linear, z, ray, dressed.glasses, portrait, exposure)
     linear = linear.reshape(size, portrait.samples, size, portrait.samples, 3).mean(axis=(1, 3))

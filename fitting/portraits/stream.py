@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float16, UInt8
 
 from fitting.compilation import compiled
+from fitting.portraits.backdrop import Pictures
 from fitting.portraits.portrait import Crop, PortraitSettings, develop, draw_portrait, dress, shoot
 from fitting.portraits.studio import Studio, studio
 
@@ -35,20 +36,29 @@ class Examples(NamedTuple):
     expression: Float[Array | np.ndarray, "example unit"]
 
 
-def render_chunk(stage: Studio, seed: int, index: int, settings: PortraitSettings, count: int = CHUNK) -> Examples:
-    """Portraits `index * count` to `(index + 1) * count` of a seed."""
-    base = jax.random.key(seed)
-    keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.arange(index * count, (index + 1) * count))
+def render_chunk(
+    stage: Studio,
+    seed: int,
+    index: int,
+    settings: PortraitSettings,
+    count: int = CHUNK,
+    pictures: Pictures | None = None,
+) -> Examples:
+    """Portraits `index * count` to `(index + 1) * count` of a seed, some before parts of `pictures`."""
+    base, numbers = jax.random.key(seed), range(index * count, (index + 1) * count)
+    keys = jax.vmap(lambda k: jax.random.fold_in(base, k))(jnp.asarray(numbers))
+    places = None if pictures is None else [pictures.place(seed, n, settings.size) for n in numbers]
     if jax.default_backend() == "cpu":
-        crops = [_one(stage, key, settings) for key in keys]
+        each = [None] * count if places is None else places
+        crops = [_one(stage, key, settings, place) for key, place in zip(keys, each, strict=True)]
         return Examples(*(np.stack([np.asarray(v) for v in column]) for column in zip(*crops, strict=True)))
-    return _many(stage, keys, settings)
+    return _many(stage, keys, settings, None if places is None else jnp.asarray(np.stack(places)))
 
 
-def _one(stage: Studio, key, settings: PortraitSettings) -> Examples:
+def _one(stage: Studio, key, settings: PortraitSettings, place=None) -> Examples:
     # Three programs: in one, XLA on a CPU computes what pixels interpolate again for every pixel.
     portrait, dressed = _drawn(stage, key, settings)
-    return _developed(portrait, _shot(stage, portrait, dressed))
+    return _developed(portrait, _shot(stage, portrait, dressed, None if place is None else jnp.asarray(place)))
 
 
 @compiled
@@ -58,8 +68,8 @@ def _drawn(stage, key, settings):
 
 
 @compiled
-def _shot(stage, portrait, dressed):
-    return shoot(stage, portrait, dressed)
+def _shot(stage, portrait, dressed, place):
+    return shoot(stage, portrait, dressed, place)
 
 
 @compiled
@@ -68,12 +78,13 @@ def _developed(portrait, shot):
 
 
 @compiled
-def _many(stage, keys, settings):
-    def one(key):
+def _many(stage, keys, settings, places):
+    def one(given):
+        key, place = given
         portrait = draw_portrait(stage, key, settings)
-        return _example(develop(portrait, shoot(stage, portrait, dress(stage, portrait))))
+        return _example(develop(portrait, shoot(stage, portrait, dress(stage, portrait), place)))
 
-    return jax.lax.map(one, keys, batch_size=16)
+    return jax.lax.map(one, (keys, places), batch_size=16)
 
 
 def _example(crop: Crop) -> Examples:
@@ -99,6 +110,7 @@ class Order:
     folder: Path
     seed: int
     settings: PortraitSettings
+    pictures: Pictures | None = None
 
     def file(self, index: int) -> Path:
         """Where a chunk waits."""
@@ -124,7 +136,7 @@ def render_ahead(order: Order, first: int, stride: int, ahead: int, parent_alive
             time.sleep(1.0)
             continue
         if not target.exists():
-            chunk = render_chunk(_stage(order.model), order.seed, index, order.settings)
+            chunk = render_chunk(_stage(order.model), order.seed, index, order.settings, pictures=order.pictures)
             part = target.with_suffix(".part")
             with part.open("wb") as file:
                 np.savez(file, **chunk._asdict())

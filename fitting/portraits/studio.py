@@ -35,6 +35,7 @@ class Studio(eqx.Module):
     hull_out: Float[Array, "column row 3"]  # unit directions from `SKULL`
     skin: Float[Array, " vertex"]  # 1 on skin, 0 on eyes, teeth and tongue
     eyes: Float[Array, " vertex"]
+    teeth: Float[Array, " vertex"]
     triangles: Int[Array, "triangle 3"]  # without lashes, which drawn opaque look like paint
 
 
@@ -53,6 +54,9 @@ def studio(model: MorphableModel) -> Studio:
     triangles = triangles[~np.isin(part[triangles[:, 0]], lashes)]
     mean = np.asarray(head.mean, float)
     openness = _openness(mean, triangles)
+    # Behind closed lips teeth would be dark; where they are seen they are not.
+    teeth = _of_parts(head, part, [n for n in head.part_names if n.startswith("teeth")])
+    openness = np.maximum(openness, 0.75 * teeth)
     outside = (skin > 0) & (np.asarray(head.masks.get("interior", np.zeros(len(part)))) < 0.5)
     outside &= np.asarray(head.masks.get("ears", np.zeros(len(part)))) < 0.05
     hull, offset, out = _hull(mean, outside)
@@ -65,6 +69,7 @@ def studio(model: MorphableModel) -> Studio:
         hull_out=jnp.asarray(out, jnp.float32),
         skin=jnp.asarray(skin, jnp.float32),
         eyes=jnp.asarray(eyes, jnp.float32),
+        teeth=jnp.asarray(teeth, jnp.float32),
         triangles=jnp.asarray(triangles, jnp.int32),
     )
 

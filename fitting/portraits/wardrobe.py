@@ -165,7 +165,9 @@ def hair(studio: Studio, vertices: Float[Array, "vertex 3"], key: Key[Array, ""]
     across = across + 0.02 * u[19] * smooth_noise(keys[5], (12, 5), (COLUMNS, _HAIR_ROWS))
     along = jnp.broadcast_to(s, place.shape[:2])
     strand = jnp.stack([across, along, jnp.ones_like(along)], axis=-1)
-    return Cloth(place.reshape(-1, 3), albedo.reshape(-1, 3), strand.reshape(-1, 3), jnp.zeros(place.shape[0] * place.shape[1]))
+    return Cloth(
+        place.reshape(-1, 3), albedo.reshape(-1, 3), strand.reshape(-1, 3), jnp.zeros(place.shape[0] * place.shape[1])
+    )
 
 
 def hat(studio: Studio, vertices: Float[Array, "vertex 3"], key: Key[Array, ""]) -> Cloth:
@@ -384,22 +386,26 @@ def paint(studio: Studio, albedo: Float[Array, "vertex 3"], key: Key[Array, ""],
     under_nose = jax.nn.sigmoid((nose[1] - 2.0 - mean[:, 1]) / 2.0)
     density = jnp.where(u[7] < 0.4, 0.25 + 0.3 * u[8], 0.6 + 0.4 * u[8])
     beard = mask("beard") * window * under_nose * (1.0 - mask("lips"))
-    beard = jnp.where(bearded, density * beard * (1.0 + 0.25 * grain), 0.0)
+    beard = jnp.where(bearded, jnp.clip(density * beard * (1.0 + 0.25 * grain), 0.0, 1.0), 0.0)
     full = jnp.where(bearded & (u[7] >= 0.4), 1.0 + 11.0 * u[9] ** 2, 0.0)
     coloured = over(coloured, beard, colour * (0.7 + 0.6 * u[10]))
     # Brows: from nearly none to thick; the model's own are part of its albedo.
     brows = mask("brows")
-    coloured = over(coloured, (0.15 + 0.8 * u[11]) * brows * (1 + 0.2 * grain), colour * (0.5 + 0.5 * u[12]))
+    coloured = over(coloured, (0.3 + 0.7 * u[11]) * brows * (1 + 0.2 * grain), colour * (0.5 + 0.5 * u[12]))
+    # Lips are darker and redder than skin, more or less.
+    bare_lips = mask("lips")[:, None] * jnp.asarray([0.12, 0.42, 0.36]) * (0.2 + 0.8 * u[26])
+    coloured = coloured * (1.0 - bare_lips)
     # Make-up in some portraits: lips, lids, a dark line at the lashes.
     made_up = u[13] < 0.3
     lips = srgb_to_linear(jnp.stack([0.45 + 0.45 * u[14], 0.08 + 0.35 * u[15], 0.12 + 0.35 * u[16]]))
-    coloured = over(coloured, jnp.where(made_up, 0.75 * u[17], 0.25 * u[17] ** 2) * mask("lips"), lips)
+    coloured = over(coloured, jnp.where(made_up, 0.75 * u[17], 0.15 * u[17] ** 2) * mask("lips"), lips)
     lids = mask("lids")
     shadow = dye(u[18:23])
     coloured = over(coloured, jnp.where(made_up, 0.6 * u[23] ** 2, 0.0) * lids, shadow)
     lashes = jnp.exp(-((jnp.minimum(*(_distance(mean, studio, s) for s in (slice(36, 42), slice(42, 48)))) / 2.5) ** 2))
     coloured = over(coloured, (0.25 + 0.6 * u[24]) * lashes * studio.skin, 0.1 * colour)
-    gloss = studio.skin * 0.25 * u[25] ** 2 * (1.0 - beard) + 0.8 * studio.eyes
+    coloured = coloured * (1.0 + studio.teeth[:, None] * (0.5 * u[27] - 0.1))
+    gloss = studio.skin * 0.25 * u[25] ** 2 * (1.0 - beard) + 0.8 * studio.eyes + 0.3 * studio.teeth
     return Paint(jnp.clip(coloured, 0.0, 1.0), full * beard * (1.0 + 0.3 * grain), gloss)
 
 

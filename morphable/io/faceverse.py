@@ -26,13 +26,6 @@ from morphable.rig import Gaze, Rig
 _EYES_APART_MM = 90.0  # between outer corners: 89 in ICT-FaceKit's mean, 92 in the Surrey model's
 _DECIMAL_UNITS_MM = (1.0, 10.0, 100.0, 1000.0)
 _PLAUSIBLE_MM = (75.0, 110.0)  # of that distance, for a unit that is a power of ten
-# The vertices of MediaPipe's 478-point face mesh that lie nearest to iBUG's 68 points, in iBUG's order.
-_MEDIAPIPE = """
-    162 234 93 58 172 136 149 148 152 377 378 365 397 288 323 454 389 71 63 105 66 107 336 296 334 293 301 168 197 5 4
-    75 97 2 326 305 33 160 158 133 153 144 362 385 387 263 373 380 61 39 37 0 267 269 291 405 314 17 84 181 78 82 13
-    312 308 317 14 87
-"""
-_MEDIAPIPE_OF_IBUG = np.array(_MEDIAPIPE.split(), int)
 # iBUG-68 points seen in a mirror.
 _MIRRORED = np.r_[
     *(np.arange(16, -1, -1), np.arange(26, 16, -1), np.arange(27, 31), np.arange(35, 30, -1)),
@@ -138,7 +131,7 @@ def _landmarks(
         elif name in ("keypoints_68", "keypoints") and len(ids) in (68, 70):
             ids, kept, note = ids[:68], 68, ""
         elif len(ids) == 478:
-            ids, kept, note = ids[_MEDIAPIPE_OF_IBUG], 68, ""
+            ids, kept, note = ids[MEDIAPIPE_OF_IBUG], 68, ""
         else:
             continue
         _within(ids, count, name, source)

@@ -8,7 +8,8 @@ from published.landmarks import IBUG
 
 from morphable.io import read
 from morphable.io.contents import ModelFileError
-from morphable.io.faceverse import _MEDIAPIPE_OF_IBUG, _MIRRORED
+from morphable.io.faceverse import _MIRRORED
+from morphable.landmarks import MEDIAPIPE_OF_IBUG
 
 WRITERS = {published.write_faceverse: published.SCALE_V2, published.write_faceverse_v4: 1.0}
 
@@ -60,7 +61,7 @@ def test_landmarks_named_by_the_other_side_change_sides(tmp_path):
 def test_mediapipes_landmarks_will_do(tmp_path):
     path = published.write_faceverse_v4(tmp_path)
     mesh = np.zeros(478, int)
-    mesh[_MEDIAPIPE_OF_IBUG] = IBUG
+    mesh[MEDIAPIPE_OF_IBUG] = IBUG
     contents, _ = read(_changed(path, keypoints_68=None, mediapipe_keypoints=mesh))
     np.testing.assert_array_equal(contents.landmarks.vertices[:, 0], IBUG)
 
