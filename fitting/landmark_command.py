@@ -82,7 +82,6 @@ def train_landmarks(
     import equinox as eqx
     import jax
     import jax.numpy as jnp
-    import numpy as np
     from PIL import Image
 
     import morphable
@@ -105,7 +104,7 @@ def train_landmarks(
     )
     from fitting.portraits.backdrop import Pictures
     from fitting.portraits.portrait import PortraitSettings
-    from fitting.portraits.stream import CHUNK, Examples, Order, read_chunk, render_chunk
+    from fitting.portraits.stream import CHUNK, Examples, Order, joined, read_chunk, render_chunk, write_examples
     from fitting.portraits.studio import studio
 
     enable_cache()
@@ -134,7 +133,7 @@ def train_landmarks(
         if not held_file.exists():
             chunks = [render_chunk(stage_, seed + _HELD_OUT, k, portraits) for k in range(held_out // CHUNK)]
             with held_file.open("wb") as file:
-                np.savez(file, **{n: np.concatenate([getattr(c, n) for c in chunks]) for n in Examples._fields})
+                write_examples(file, joined(chunks))
         held = read_chunk(held_file)
     known = [] if real is None else _annotated(real)
 

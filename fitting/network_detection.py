@@ -86,7 +86,8 @@ def locate(network: LandmarkNetwork, photo: Photo, square: Square, refinements: 
 # ----------------------------------------------------------------------------------------------------- provider
 
 _FIRST_SIDE = 1.25  # of the square over a given box's side: boxes end at brows and chin, or a little further
-_SCALES = (1.0, 1.45, 0.7)  # that are tried where a box does not fit, one after the other
+# What is tried where a box does not fit, one after the other: factors on its side, and turns, as of photos that lie.
+_TRIES = ((1.0, 0.0), (1.45, 0.0), (0.7, 0.0), (1.0, 0.5 * math.pi), (1.0, -0.5 * math.pi), (1.0, math.pi))
 _DOUBTFUL = 0.03  # of a sighting: with more there is no face, or it is somewhere else
 _STEADY = 0.018  # with less the first square was good
 _SEARCH_SHARES = (1.0, 0.7, 0.45, 0.3)  # of the photo's shorter side, that squares of a search have
@@ -137,15 +138,16 @@ class NetworkProvider:
         return best if best.doubt < _DOUBTFUL else None
 
     def best(self, photo: Photo, square: Square) -> Sighting:
-        """The surest sighting of a face in about this square, tried at several sizes where the first is unsure."""
+        """The surest sighting of a face in about this square, tried larger, smaller and turned where it is unsure."""
         best: Sighting | None = None
-        for scale in _SCALES:
-            seen = locate(self.network, photo, square._replace(side=scale * square.side))
+        for scale, roll in _TRIES:
+            tried = square._replace(side=scale * square.side, roll=square.roll + roll)
+            seen = locate(self.network, photo, tried)
             if best is None or seen.doubt < best.doubt:
                 best = seen
             if best.doubt < _STEADY:
                 break
-        assert best is not None  # there are scales
+        assert best is not None  # there are tries
         return best
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 from fitting.observation import write_landmarks
 from fitting.portraits.backdrop import Pictures
 from fitting.portraits.portrait import PortraitSettings
-from fitting.portraits.stream import Examples, render_chunk
+from fitting.portraits.stream import Examples, render_chunk, write_examples
 from fitting.portraits.studio import studio
 from morphable.model import MorphableModel
 
@@ -27,8 +27,8 @@ def write_portraits(
     for k in range(count):
         Image.fromarray(np.asarray(made.pixels[k])).save(folder / f"portrait_{k:04d}.png")
         write_landmarks(folder / f"portrait_{k:04d}.landmarks.npy", np.asarray(made.landmarks[k, :68], float))
-    truth = {name: np.asarray(getattr(made, name)) for name in Examples._fields if name != "pixels"}
-    np.savez_compressed(folder / "portraits.npz", **truth)
+    with (folder / "portraits.npz").open("wb") as file:
+        write_examples(file, made, [name for name in Examples._fields if name != "pixels"])
     tiles = [np.asarray(p) for p in made.pixels[:_SHOWN]]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % _ACROSS)
     rows = [np.concatenate(tiles[k : k + _ACROSS], axis=1) for k in range(0, len(tiles), _ACROSS)]

@@ -7,9 +7,9 @@ so processes of their own render ahead, and what they have rendered waits in a f
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,9 +139,20 @@ def render_ahead(order: Order, first: int, stride: int, ahead: int, parent_alive
             chunk = render_chunk(_stage(order.model), order.seed, index, order.settings, pictures=order.pictures)
             part = target.with_suffix(".part")
             with part.open("wb") as file:
-                np.savez(file, **chunk._asdict())
+                write_examples(file, chunk)
             part.replace(target)
         index += stride
+
+
+def write_examples(file: BinaryIO, examples: Examples, names: Sequence[str] = Examples._fields) -> None:
+    """Write some of examples' arrays as .npz."""
+    arrays: Any = {name: np.asarray(getattr(examples, name)) for name in names}
+    np.savez(file, **arrays)
+
+
+def joined(chunks: Sequence[Examples]) -> Examples:
+    """Several chunks as one."""
+    return Examples(*(np.concatenate([np.asarray(v) for v in column]) for column in zip(*chunks, strict=True)))
 
 
 def read_chunk(path: Path) -> Examples:

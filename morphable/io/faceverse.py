@@ -21,6 +21,7 @@ from morphable.basis import GaussianBasis
 from morphable.default_model.expressions import ARKIT_NAMES
 from morphable.io.contents import Contents, ModelFileError, Points, Source
 from morphable.io.layout import Layout, array
+from morphable.landmarks import MEDIAPIPE_OF_IBUG
 from morphable.rig import Gaze, Rig
 
 _EYES_APART_MM = 90.0  # between outer corners: 89 in ICT-FaceKit's mean, 92 in the Surrey model's
