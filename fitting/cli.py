@@ -100,8 +100,7 @@ def fit(
         allowed = None if mask is None else read_mask(mask, picture)
         for note in picture.notes:
             console.print(f"  {note}")
-    with stage(console, "loading the model"):
-        head = morphable.load(model)
+    head = functools.cache(lambda: morphable.load(model))  # the network alone needs it before faces are found
     if given:
         faces = [Face.from_landmarks(read_landmarks(str(landmarks), picture), picture)]
     else:
@@ -113,9 +112,9 @@ def fit(
         console.print(f"  face {index}: {face.source}, box {x0},{y0},{x1},{y1}")
         if face.truncated:
             console.print("  it is cut by the photo's border: what lies outside is the model's guess")
-    with stage(console, "preparing the fit"):
-        fitter = Fitter(head)
-        network = _detail_network(detail, detail_weights, head)
+    with stage(console, "loading the model"):
+        fitter = Fitter(head())
+        network = _detail_network(detail, detail_weights, fitter.model)
     failed = False
     for index, face in enumerate(faces):
         target = out / f"face_{index}" if all_faces else out
@@ -224,13 +223,12 @@ def rig(
         from fitting.known_cameras import cameras_of, read_cameras
 
         known = cameras_of(read_cameras(cameras), paths)
-    with stage(console, "loading the model"):
-        head = morphable.load(model)
+    head = functools.cache(lambda: morphable.load(model))
     with stage(console, "looking for faces"):
         provider = landmark_provider(named, landmark_weights, head) if files is None else None
         given = read_set(paths, files, console.print, provider)
-    with stage(console, "preparing the fit"):
-        fitter = Fitter(head)
+    with stage(console, "loading the model"):
+        fitter = Fitter(head())
         network = _detail_network(detail, detail_weights, fitter.model)
     with stage(console, "fitting"):
         joint = fit_together(

@@ -1,5 +1,6 @@
 """Where landmarks come from, by name: what `--landmarks` takes besides files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fitting.command import UsageError
@@ -25,13 +26,15 @@ def check_source(name: str | None, weights: Path | None) -> None:
         raise UsageError(f"--landmark-weights: got {weights}, expected {wanted}.")
 
 
-def landmark_provider(name: str | None, weights: Path | None, model: MorphableModel) -> LandmarkProvider | None:
-    """The provider of a name in `SOURCES`; None for the default one."""
+def landmark_provider(
+    name: str | None, weights: Path | None, model: Callable[[], MorphableModel]
+) -> LandmarkProvider | None:
+    """The provider of a name in `SOURCES`; None for the default one. The model is asked for if it is needed."""
     if name == "network":
         from fitting.landmark_checkpoint import load_network
         from fitting.network_detection import NetworkProvider
 
-        return NetworkProvider(load_network(weights, model))
+        return NetworkProvider(load_network(weights, model()))
     if name == "mediapipe" and weights is not None:
         from fitting.mediapipe_detection import MediaPipeProvider
 

@@ -221,8 +221,8 @@ def test_the_shipped_network_sees_a_turned_photo_as_it_sees_it_upright(shipped, 
 
 
 def test_sources_have_names(head, tmp_path):
-    assert isinstance(landmark_provider("network", None, head), NetworkProvider)
-    assert landmark_provider("dlib", None, head) is landmark_provider(None, None, head) is None
+    assert isinstance(landmark_provider("network", None, lambda: head), NetworkProvider)
+    assert landmark_provider("dlib", None, pytest.fail) is landmark_provider(None, None, pytest.fail) is None
     with pytest.raises(ValueError, match="got weights without --landmarks network or mediapipe"):
         check_source("dlib", tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="expected a file that 'facefit train-landmarks' wrote"):
