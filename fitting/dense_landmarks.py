@@ -32,7 +32,7 @@ class DenseLandmarks(eqx.Module):
 
 @once_for_each_model
 def dense_landmarks(model: MorphableModel, count: int = COUNT) -> DenseLandmarks:
-    """The points of a model: the same ones every time.
+    """The points of a model, the same ones every time; fewer than `count` where it has not as many vertices.
 
     Raises ValueError where `count` is less than the 68 named ones.
     """
@@ -45,7 +45,7 @@ def dense_landmarks(model: MorphableModel, count: int = COUNT) -> DenseLandmarks
     first = int(np.max(np.asarray(model.proxy_triangles))) + 1  # vertices that coarser heads have, too
     allowed[first:] = False
     allowed &= mirror < first
-    eyes = _eye_points(model, allowed)
+    eyes = _eye_points(model, allowed)[: (count - 68) // 2 * 2]
     middle = np.abs(mean[:, 0]) < 0.5
     candidates = np.flatnonzero(allowed & ((mean[:, 0] >= 0.5) | middle) & (spacing > 0))
     # Farthest point next: distances to the points so far, counted in the local spacing.
@@ -54,12 +54,15 @@ def dense_landmarks(model: MorphableModel, count: int = COUNT) -> DenseLandmarks
     for point in taken:
         distance = np.minimum(distance, np.linalg.norm(mean[candidates] - point, axis=1))
     chosen: list[int] = list(eyes)
-    while len(chosen) < count - 68 and len(candidates):
-        best = int(np.argmax(distance / spacing[candidates]))
-        vertex = int(candidates[best])
-        pair = [vertex] if middle[vertex] or mirror[vertex] == vertex else [vertex, int(mirror[vertex])]
-        if len(chosen) + len(pair) > count - 68:
-            pair = pair[:1]
+    alone = middle | (mirror == np.arange(len(mean)))
+    while len(chosen) < count - 68:
+        left = distance / spacing[candidates]
+        if len(chosen) == count - 69:  # one place is left: half a pair would have no mirror image
+            left = np.where(alone[candidates], left, 0.0)
+        if not np.any(left > 0):
+            break
+        vertex = int(candidates[np.argmax(left)])
+        pair = [vertex] if alone[vertex] else [vertex, int(mirror[vertex])]
         chosen += pair
         for v in pair:
             distance = np.minimum(distance, np.linalg.norm(mean[candidates] - mean[v], axis=1))

@@ -17,7 +17,7 @@ class Curve(NamedTuple):
 
 
 def chart(
-    log: Sequence[Mapping[str, float]],
+    log: Sequence[Mapping[str, float | int]],
     curves: Sequence[Curve],
     top: float,
     caption: str,
@@ -29,7 +29,7 @@ def chart(
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
     left, upper, right, lower = 60, 20, width - 20, height - 40
-    last = max(line["step"] for line in log)
+    last = max(1, *(line["step"] for line in log))
     draw.rectangle((left, upper, right, lower), outline="#999999")
     for k in range(7):
         y = lower - (lower - upper) * k / 6

@@ -90,7 +90,8 @@ def jpeg(encoded: Picture, quality: Float[Array, ""], shift: Array) -> Picture:
     ycc = jnp.roll(encoded * 255.0 - 128.0, shift, axis=(0, 1)) @ _YCC.T
     tiles = ycc.reshape(blocks, 8, blocks, 8, 3)
     spectrum = jnp.einsum("ki,aibjc,lj->akblc", _DCT, tiles, _DCT)
-    table = jnp.maximum(jnp.asarray(np.stack([_LUMA, _CHROMA, _CHROMA], axis=-1)) * scale, 1.0)[None, :, None]
+    table = jnp.asarray(np.stack([_LUMA, _CHROMA, _CHROMA], axis=-1)) * scale
+    table = jnp.maximum(jnp.floor(table + 0.5), 1.0)[None, :, None]  # files hold whole numbers
     spectrum = jnp.round(spectrum / table) * table
     tiles = jnp.einsum("ki,akblc,lj->aibjc", _DCT, spectrum, _DCT)
     back = tiles.reshape(size, size, 3) @ np.linalg.inv(_YCC).T + 128.0

@@ -338,7 +338,9 @@ def shoot(
     glance = jnp.maximum(jnp.sum(normal * halfway, axis=-1, keepdims=True), 0.0)
     # Skin has a sheen, eyes a spark, hair a band across its strands. Powers by squaring: 16 and 64.
     broad = glance**16
-    mirror = jnp.where(gloss > 0.5, gloss * broad**4, gloss * broad) + strand[..., 2:] * 0.25 * jnp.sqrt(colour) * broad
+    # Corner weights may be a little below zero.
+    sheen = strand[..., 2:] * 0.25 * jnp.sqrt(jnp.maximum(colour, 0.0)) * broad
+    mirror = jnp.where(gloss > 0.5, gloss * broad**4, gloss * broad) + sheen
     direct = portrait.lamp.colour * lamp_share
     linear = colour * (shading + direct * facing) + mirror * (direct * (facing > 0) + 0.15 * shading)
     tone = jax.random.uniform(keys[5], (2,))
@@ -420,7 +422,7 @@ def _exposure(linear, on_head, number):
 
 
 def _with_spectacles(linear, z, ray, glasses: Spectacles, portrait: Portrait, exposure):
-    """The picture through and around two lenses, and where dark glass or a rim hides what is behind it."""
+    """The picture through and around two lenses, and where dark glass hides what is behind it."""
     rotation = portrait.pose.rotation().as_matrix()
     level = exposure * jnp.mean(portrait.light[0]) * 0.9
 

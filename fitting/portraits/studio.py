@@ -21,7 +21,6 @@ SKULL = np.array([0.0, 15.0, -62.0])  # mm; of the mean head: level with the bro
 COLUMNS, ROWS = 72, 26  # of the hull: azimuths, 0 to the front and growing to the subject's left; polar angles
 LOWEST = np.deg2rad(150.0)  # polar angle, from straight up, at which the hull ends: below chin and nape
 _OPENNESS_DIRECTIONS = 48
-_REACH_MM = 60.0  # of what takes light from a point
 
 
 class Studio(eqx.Module):
@@ -29,7 +28,7 @@ class Studio(eqx.Module):
 
     head: MorphableModel
     landmarks: DenseLandmarks  # on `head`
-    openness: Float[Array, " vertex"]  # share of the sky over a point that its surroundings leave, 0 to 1
+    openness: Float[Array, " vertex"]  # share of the sky over a point that the head leaves, 0 to 1
     hull: Int[Array, "column row"]  # vertex that lies outermost in this direction from `SKULL`
     hull_offset: Float[Array, "column row 3"]  # mm, from the vertex to the direction's ray
     hull_out: Float[Array, "column row 3"]  # unit directions from `SKULL`
@@ -118,7 +117,7 @@ def _reduced(model: MorphableModel, kept: Int[np.ndarray, " row"], landmarks: Su
 
 
 def _openness(points: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, "triangle 3"]):
-    """Cosine-weighted share of the directions over each vertex in which nothing is within reach."""
+    """Cosine-weighted share of the directions over each vertex in which nothing is in the way."""
     normals = np.asarray(vertex_normals(jnp.asarray(points, jnp.float32), jnp.asarray(triangles)))
     k = np.arange(_OPENNESS_DIRECTIONS) + 0.5
     z, turn = 1 - 2 * k / _OPENNESS_DIRECTIONS, np.pi * (1 + 5**0.5) * k  # spread evenly over the sphere
@@ -126,7 +125,7 @@ def _openness(points: Float[np.ndarray, "vertex 3"], triangles: Int[np.ndarray, 
 
     @jax.jit
     def lit(direction):
-        return lit_vertices(jnp.asarray(points, jnp.float32), jnp.asarray(triangles), direction, 192, _REACH_MM)
+        return lit_vertices(jnp.asarray(points, jnp.float32), jnp.asarray(triangles), direction, 192)
 
     total, weight = np.zeros(len(points)), np.zeros(len(points))
     for direction in directions:
@@ -141,12 +140,10 @@ def lit_vertices(
     triangles: Int[Array, "triangle 3"],
     direction: Float[Array, "3"],
     size: int = 160,
-    reach_mm: float | None = None,
 ) -> Float[Array, " vertex"]:
     """How much of a far lamp in a unit direction reaches each vertex, by a shadow map of `size` texels.
 
-    Soft over three texels and lifted by two: for training pictures, at a tenth of the cost of `renderer.shadow`. With
-    `reach_mm` only what is that near casts a shadow.
+    Soft over three texels and lifted by two: for training pictures, at a tenth of the cost of `renderer.shadow`.
     """
     helper = jnp.where(jnp.abs(direction[1]) < 0.9, jnp.array([0.0, 1.0, 0.0]), jnp.array([1.0, 0.0, 0.0]))
     right = jnp.cross(helper, direction)
@@ -169,10 +166,7 @@ def lit_vertices(
                 jnp.clip(jnp.floor(pixels[:, k] + d), 0, size - 1).astype(jnp.int32) for k, d in ((0, dx), (1, dy))
             )
             behind = depth - near[row, column]
-            hidden = behind > bias
-            if reach_mm is not None:
-                hidden = hidden & (behind < reach_mm)
-            lit = lit + jnp.where(hidden, 0.0, 1.0 / 9.0)
+            lit = lit + jnp.where(behind > bias, 0.0, 1.0 / 9.0)
     return lit
 
 

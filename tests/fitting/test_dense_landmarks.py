@@ -100,7 +100,6 @@ def test_models_without_eyes_and_masks_have_points(tiny):
         np.testing.assert_array_equal(points.surface.vertices[:68], model.landmarks.vertices)
 
 
-@pytest.mark.xfail(strict=True, reason="where one place is left, half a pair is taken, and called its own mirror image")
 @pytest.mark.parametrize("count", [100, 200])
 def test_no_point_is_half_a_pair(head, count):
     points = anew(head, count)
@@ -109,7 +108,6 @@ def test_no_point_is_half_a_pair(head, count):
     np.testing.assert_allclose(places[mirror] * [-1, 1, 1], places, atol=0.05)
 
 
-@pytest.mark.xfail(strict=True, reason="vertices that are used up are taken again")
 def test_small_models_have_fewer_points(tiny):
     points = anew(tiny, 400)
     rows, mirror = np.asarray(points.surface.vertices)[68:, 0], np.asarray(points.mirror)
@@ -118,7 +116,6 @@ def test_small_models_have_fewer_points(tiny):
     assert jnp.isfinite(points.surface(tiny.mean)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="the irises' ten points are not counted")
 def test_points_are_as_many_as_asked_for(head):
     for count in (68, 69, 75):
         points = anew(head, count)
