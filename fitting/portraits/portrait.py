@@ -194,7 +194,7 @@ _FACES: tuple[tuple[float, dict[str, tuple[float, float]]], ...] = (
 
 
 def _draw_expression(head: MorphableModel, key: Key[Array, ""]) -> Float[Array, " unit"]:
-    """Weights of a face before a camera: half as in other photos, half of the above, brows down as often as up."""
+    """Weights of a face before a camera: half as in other photos, half of the above; brows often down."""
     if head.expression_kind == "components":
         return draw_expression(head, key)
     own_key, key = jax.random.split(key)
@@ -221,7 +221,7 @@ def _draw_expression(head: MorphableModel, key: Key[Array, ""]) -> Float[Array, 
     raised = np.array([n.startswith(("browInnerUp", "browOuterUp")) for n in names])
     lowered = np.array([n.startswith("browDown") for n in names])
     expression = jnp.where(raised & (u[-2] < 0.4), 0.0, expression)
-    expression = jnp.where(lowered & (u[-3] < 0.25), 0.8 * u[-4], expression)
+    expression = jnp.where(lowered & (u[-3] < 0.5), u[-4], expression)
     # Every unit alone, a little.
     little = 0.5 * jnp.maximum(alone - 0.85, 0.0) / 0.15
     expression = expression + jnp.where(u[-3] > 0.7, little, 0.0)

@@ -21,6 +21,7 @@ SKULL = np.array([0.0, 15.0, -62.0])  # mm; of the mean head: level with the bro
 COLUMNS, ROWS = 72, 26  # of the hull: azimuths, 0 to the front and growing to the subject's left; polar angles
 LOWEST = np.deg2rad(150.0)  # polar angle, from straight up, at which the hull ends: below chin and nape
 _OPENNESS_DIRECTIONS = 48
+_BUSHY_MM = 4.5  # by which thick brows are wider than the model's
 
 
 class Studio(eqx.Module):
@@ -35,6 +36,7 @@ class Studio(eqx.Module):
     skin: Float[Array, " vertex"]  # 1 on skin, 0 on eyes, teeth and tongue
     eyes: Float[Array, " vertex"]
     teeth: Float[Array, " vertex"]
+    bushy: Float[Array, " vertex"]  # where thick brows grow: around the model's own
     triangles: Int[Array, "triangle 3"]  # without lashes, which drawn opaque look like paint
 
 
@@ -69,8 +71,18 @@ def studio(model: MorphableModel) -> Studio:
         skin=jnp.asarray(skin, jnp.float32),
         eyes=jnp.asarray(eyes, jnp.float32),
         teeth=jnp.asarray(teeth, jnp.float32),
+        bushy=jnp.asarray(_around(mean, np.asarray(head.masks.get("brows", np.zeros(len(part))))) * skin, jnp.float32),
         triangles=jnp.asarray(triangles, jnp.int32),
     )
+
+
+def _around(mean: Float[np.ndarray, "vertex 3"], mask: Float[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:
+    """A mask grown by some millimetres."""
+    inside = np.flatnonzero(mask > 0.1)
+    if len(inside) == 0:
+        return np.zeros(len(mean))
+    apart = np.linalg.norm(mean[:, None] - mean[inside][None], axis=2)
+    return np.max(mask[inside] * np.exp(-((apart / _BUSHY_MM) ** 2)), axis=1)
 
 
 def _of_parts(head: MorphableModel, part, names: Sequence[str]):
