@@ -5,8 +5,8 @@
 calibration  portraits that no training sees: NME by yaw, and how many errors are within one deviation
 speed        processor time of crop and network for one face
 aflw         `data/aflw_dev`, boxes given: NME of 68 points by yaw, network alone, network and fit, dlib
-ict          `data/ict_dev`: scan-to-mesh of single views with dlib and with the network; pose of the views at 60
-degrees rig          `data/ict_dev`: five views of each subject fitted together with the network
+ict          `data/ict_dev`: scan-to-mesh of single views with dlib and the network; pose of the views at 60 degrees
+rig          `data/ict_dev`: five views of each subject fitted together with the network
 """
 
 import argparse
@@ -17,12 +17,17 @@ import numpy as np
 
 import morphable
 from fitting.detection import Face, NoFaceError, detect_faces
-from fitting.evaluation import FaceMesh, mean_face, scan_to_mesh
+from fitting.evaluation import FaceMesh, landmark_errors, mean_face, scan_to_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
 from fitting.landmark_checkpoint import load_network
+from fitting.multi_image import fit_together
 from fitting.network_detection import NetworkProvider, around, locate, look
 from fitting.observation import Photo, read_photo
+from fitting.portraits.portrait import PortraitSettings
+from fitting.portraits.stream import render_chunk
+from fitting.portraits.studio import studio
+from fitting.sighting import Square
 
 _BINS = ((0, 30), (30, 60), (60, 91))
 VIEWS = ("y-60", "y-30", "y+00", "y+30", "y+60")
@@ -34,12 +39,16 @@ def main(arguments=None):
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--only", nargs="*", choices=["calibration", "speed", "aflw", "ict", "rig"])
     parser.add_argument("--portraits", type=int, default=512)
-    parser.add_argument("--fit", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args(arguments)
+    on_data = {"aflw": aflw, "ict": ict, "rig": rig}
+    wanted = args.only or ["calibration", "speed", *(on_data if args.shared else [])]
+    if args.shared is None and set(wanted) & set(on_data):
+        parser.error(
+            f"{', '.join(n for n in wanted if n in on_data)}: give --shared, the folder whose data/ they read."
+        )
     model = morphable.load()
     provider = NetworkProvider(load_network(args.weights, model))
-    wanted = args.only or ["calibration", "speed", *(["aflw", "ict", "rig"] if args.shared else [])]
-    fitter = Fitter(model) if args.fit else None
+    fitter = Fitter(model)
     for name in wanted:
         print(f"== {name}")
         if name == "calibration":
@@ -47,13 +56,12 @@ def main(arguments=None):
         elif name == "speed":
             speed(provider)
         else:
-            {"aflw": aflw, "ict": ict, "rig": rig}[name](provider, fitter, args.shared / "data")
+            on_data[name](provider, fitter, args.shared / "data")
 
 
 def nme(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean point error in percent of the root of the true points' box."""
-    low, high = truth.min(axis=0), truth.max(axis=0)
-    return 100 * float(np.linalg.norm(found - truth, axis=1).mean() / np.sqrt(np.prod(high - low)))
+    """Mean error of the 68 points in per cent of the root of the true points' box."""
+    return float(np.mean(landmark_errors(found, truth)))
 
 
 def by_yaw(yaws, values) -> str:
@@ -65,18 +73,13 @@ def by_yaw(yaws, values) -> str:
 
 
 def calibration(provider: NetworkProvider, model, count: int):
-    from fitting.landmark_training import varied  # noqa: F401 - the truth's units are those of training
-    from fitting.portraits.portrait import PortraitSettings
-    from fitting.portraits.stream import render_chunk
-    from fitting.portraits.studio import studio
-
     truth = render_chunk(studio(model), 2_000_000_011, 0, PortraitSettings(), count)
     size = truth.pixels.shape[1]
     yaws, errors, within, within_68, seen, degrees = [], [], [], [], [], []
     for k in range(count):
         points, rotation = np.asarray(truth.landmarks[k]), np.asarray(truth.rotation[k])
         photo = Photo(np.asarray(truth.pixels[k]))
-        found = look(provider.network, photo, _whole(size))
+        found = look(provider.network, photo, Square(np.full(2, size / 2), float(size)))
         inside = np.abs(found.points - points) <= found.sigma[:, None]
         yaws.append(np.rad2deg(np.arctan2(rotation[0, 2], -rotation[2, 2])))
         errors.append(nme(found.landmarks, points[:68]))
@@ -90,12 +93,6 @@ def calibration(provider: NetworkProvider, model, count: int):
         f"errors within one deviation: all points {100 * np.mean(within):.1f} %, the 68 "
         f"{100 * np.mean(within_68):.1f} %, visible ones {100 * np.nanmean(seen):.1f} %"
     )
-
-
-def _whole(size: int):
-    from fitting.sighting import Square
-
-    return Square(np.full(2, size / 2), float(size))
 
 
 def speed(provider: NetworkProvider, repeats: int = 40):
@@ -112,7 +109,7 @@ def speed(provider: NetworkProvider, repeats: int = 40):
     print(f"crop and network, one look: {1e3 * np.median(cpu):.1f} ms of CPU, {1e3 * np.median(wall):.1f} ms in all")
 
 
-def aflw(provider: NetworkProvider, fitter: Fitter | None, data: Path):
+def aflw(provider: NetworkProvider, fitter: Fitter, data: Path):
     index = np.load(data / "aflw_dev" / "index.npz")
     yaws = index["yaw_deg"]
     rows: dict[str, list[float]] = {"network": [], "network + fit": [], "dlib": [], "dlib + fit": []}
@@ -121,15 +118,12 @@ def aflw(provider: NetworkProvider, fitter: Fitter | None, data: Path):
         face = detect_faces(photo, box=[float(v) for v in box], provider=provider)[0]
         rows["network"].append(nme(face.landmarks, truth))
         near = nme(locate(provider.network, photo, around(truth)).landmarks, truth)
-        fitted = np.nan
-        if fitter is not None:
-            fit = fitter.fit(photo, face)
-            fitted = nme(fit.landmarks2d, truth)
+        fitted = nme(fitter.fit(photo, face).landmarks2d, truth)
         rows["network + fit"].append(fitted)
         try:
             other = detect_faces(photo, box=[float(v) for v in box])[0]
             rows["dlib"].append(nme(other.landmarks, truth) if np.isfinite(other.landmarks).all() else np.nan)
-            rows["dlib + fit"].append(nme(fitter.fit(photo, other).landmarks2d, truth) if fitter else np.nan)
+            rows["dlib + fit"].append(nme(fitter.fit(photo, other).landmarks2d, truth))
         except NoFaceError:
             rows["dlib"].append(np.nan)
             rows["dlib + fit"].append(np.nan)
@@ -149,8 +143,8 @@ def _score(fit, scan, mean) -> tuple[float, float]:
     return found.median, found.landmarks51
 
 
-def ict(provider: NetworkProvider, fitter: Fitter | None, data: Path):
-    mean = mean_face(provider_model(fitter))
+def ict(provider: NetworkProvider, fitter: Fitter, data: Path):
+    mean = mean_face(fitter.model)
     table: dict[str, list[float]] = {"dlib": [], "network": [], "mean": []}
     turned = []
     for folder in sorted((data / "ict_dev").iterdir()):
@@ -190,20 +184,13 @@ def ict(provider: NetworkProvider, fitter: Fitter | None, data: Path):
     print(f"views at 60 degrees: worst {np.nanmax(degrees):.1f}, within 5 degrees {near} of {len(degrees)}")
 
 
-def provider_model(fitter: Fitter | None):
-    """The model of a fitter, or the default one."""
-    return morphable.load() if fitter is None else fitter.model
-
-
 def angle(one: np.ndarray, other: np.ndarray) -> float:
     """Degrees between two rotations."""
     return float(np.rad2deg(np.arccos(np.clip((np.trace(one.T @ other) - 1) / 2, -1, 1))))
 
 
-def rig(provider: NetworkProvider, fitter: Fitter | None, data: Path):
-    from fitting.multi_image import fit_together
-
-    mean, scores = mean_face(provider_model(fitter)), []
+def rig(provider: NetworkProvider, fitter: Fitter, data: Path):
+    mean, scores = mean_face(fitter.model), []
     for folder in sorted((data / "ict_dev").iterdir()):
         scan = read_scan(folder / "gt.npz", mask="face_mask_core", expression=0)
         paths = [folder / f"{view}.jpg" for view in VIEWS]

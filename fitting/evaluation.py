@@ -370,7 +370,8 @@ def correspondence_error(
 
 
 def _box_size(truth: Float[np.ndarray, "68 2"]) -> float:
-    return float(np.sqrt(np.prod(np.ptp(truth, axis=0))))
+    known = truth[np.isfinite(truth).all(axis=1)]
+    return float(np.sqrt(np.prod(np.ptp(known, axis=0)))) if len(known) else float("nan")
 
 
 def _outer_eye_distance(truth: Float[np.ndarray, "68 2"]) -> float:

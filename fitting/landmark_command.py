@@ -266,13 +266,9 @@ def _real_error(network, known: list) -> float:
     """Mean NME of 68 points in percent, from boxes around the annotated ones."""
     import numpy as np
 
+    from fitting.evaluation import landmark_errors
     from fitting.network_detection import around, locate
 
-    errors = []
-    for photo, truth in known:
-        seen = locate(network, photo, around(truth))
-        at = np.isfinite(truth).all(axis=1)
-        low, high = truth[at].min(axis=0), truth[at].max(axis=0)
-        apart = np.linalg.norm(seen.landmarks[at] - truth[at], axis=1)
-        errors.append(100 * float(apart.mean() / np.sqrt(np.prod(high - low))))
+    seen = [locate(network, photo, around(truth)).landmarks for photo, truth in known]
+    errors = [np.nanmean(landmark_errors(found, truth)) for found, (_, truth) in zip(seen, known, strict=True)]
     return float(np.mean(errors))

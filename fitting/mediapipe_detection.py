@@ -1,7 +1,5 @@
 """Landmarks from MediaPipe's face landmarker, by the user's own model file (an extra: `pip install mediapipe`)."""
 
-import importlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fitting.detection import LANDMARK_NOISE, Box, DetectorError, Face
+from fitting.mediapipe_tasks import run_task
 from fitting.observation import Photo
 from morphable.landmarks import MEDIAPIPE_OF_IBUG
 
@@ -39,29 +38,19 @@ class MediaPipeProvider:
         return [max(found, key=lambda entry: entry[0])[1]] if found else []
 
     def _found(self, photo: Photo, most: int) -> list[Face]:
-        path = os.fspath(self.task_file)
-        if not os.path.isfile(path):
-            raise DetectorError(
-                f"{path}: no such file, expected MediaPipe's face_landmarker.task. Download it from its page on face "
-                "landmarks."
-            )
-        try:
-            mp: Any = importlib.import_module("mediapipe")
-            tasks: Any = importlib.import_module("mediapipe.tasks.python")
-        except ImportError as cause:
-            raise DetectorError(
-                f"mediapipe cannot be imported ({cause}), expected it for its landmarks. Install it with 'pip install "
-                "mediapipe', or use '--landmarks network'."
-            ) from cause
-        options = tasks.vision.FaceLandmarkerOptions(
-            base_options=tasks.BaseOptions(model_asset_path=path), num_faces=most
-        )
-        image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(photo.pixels))
-        try:
+        def found(tasks, base, image):
+            options = tasks.vision.FaceLandmarkerOptions(base_options=base, num_faces=most)
             with tasks.vision.FaceLandmarker.create_from_options(options) as landmarker:
-                answers = landmarker.detect(image).face_landmarks
-        except (RuntimeError, ValueError) as cause:
-            raise DetectorError(f"{path}: MediaPipe cannot use it ({cause}), expected face_landmarker.task.") from cause
+                return landmarker.detect(image).face_landmarks
+
+        answers = run_task(
+            photo,
+            self.task_file,
+            "MediaPipe's face_landmarker.task",
+            found,
+            DetectorError,
+            "use '--landmarks network'",
+        )
         return [_face(photo, answer) for answer in answers]
 
 

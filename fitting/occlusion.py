@@ -11,9 +11,7 @@ NumPy between stages of a fit: nothing here is differentiated. Lengths in pixels
 """
 
 import dataclasses
-import importlib
 import os
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,6 +22,7 @@ from scipy.ndimage import binary_erosion, gaussian_filter, label, minimum_filter
 from scipy.spatial import KDTree
 
 from fitting.energies import project
+from fitting.mediapipe_tasks import run_task
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
 from fitting.schedule import Problem
@@ -624,34 +623,25 @@ def mediapipe_face_mask(photo: Photo, task_file: str | os.PathLike) -> Bool[np.n
 
     `task_file` is the user's own copy of that model (.task or .tflite).
     """
-    path = os.fspath(task_file)
-    if not os.path.isfile(path):
-        raise SegmenterError(
-            f"{path}: there is no such file, expected MediaPipe's selfie_multiclass model (.task or .tflite). "
-            "Download it from MediaPipe's page on image segmentation."
+
+    def segmented(tasks, base, image):
+        options = tasks.vision.ImageSegmenterOptions(
+            base_options=base, output_category_mask=False, output_confidence_masks=True
         )
-    try:
-        mp: Any = importlib.import_module("mediapipe")
-        tasks: Any = importlib.import_module("mediapipe.tasks.python")
-    except ImportError as cause:
-        raise SegmenterError(
-            f"mediapipe cannot be imported ({cause}), expected it for a segmenter's mask. "
-            "Install it with 'pip install mediapipe', or draw a mask and give it with --mask."
-        ) from cause
-    options = tasks.vision.ImageSegmenterOptions(
-        base_options=tasks.BaseOptions(model_asset_path=path), output_category_mask=False, output_confidence_masks=True
-    )
-    image = mp.Image(image_format=mp.ImageFormat.SRGB, data=np.ascontiguousarray(photo.pixels))
-    try:
         with tasks.vision.ImageSegmenter.create_from_options(options) as segmenter:
-            masks = segmenter.segment(image).confidence_masks
-    except (RuntimeError, ValueError) as cause:
-        raise SegmenterError(
-            f"{path}: MediaPipe cannot use it ({cause}), expected its selfie_multiclass model (.task or .tflite)."
-        ) from cause
+            return segmenter.segment(image).confidence_masks
+
+    masks = run_task(
+        photo,
+        task_file,
+        "MediaPipe's selfie_multiclass model (.task or .tflite)",
+        segmented,
+        SegmenterError,
+        "draw a mask and give it with --mask",
+    )
     if len(masks) <= _FACE_SKIN:
         raise SegmenterError(
-            f"{path}: got a segmenter of {len(masks)} classes, expected selfie_multiclass, whose class {_FACE_SKIN} is "
-            "face skin. Give that model."
+            f"{task_file}: got a segmenter of {len(masks)} classes, expected selfie_multiclass, whose class {_FACE_SKIN} "
+            "is face skin. Give that model."
         )
     return np.asarray(masks[_FACE_SKIN].numpy_view()).reshape(photo.height, photo.width) > 0.5
