@@ -62,8 +62,6 @@ def mirror_of(model: MorphableModel, points: Array) -> Mirror:
             if name.endswith(one):
                 twin = name.removesuffix(one) + two
                 return names.index(twin) if twin in names else names.index(name)
-        if name in ("jawLeft", "jawRight", "mouthLeft", "mouthRight"):  # pragma: no cover - they end so
-            raise AssertionError
         return names.index(name)
 
     modes = np.asarray(model.shape.modes)

@@ -641,7 +641,7 @@ def mediapipe_face_mask(photo: Photo, task_file: str | os.PathLike) -> Bool[np.n
     )
     if len(masks) <= _FACE_SKIN:
         raise SegmenterError(
-            f"{task_file}: got a segmenter of {len(masks)} classes, expected selfie_multiclass, whose class {_FACE_SKIN} "
-            "is face skin. Give that model."
+            f"{task_file}: got {len(masks)} classes of the segmenter, expected selfie_multiclass, whose class "
+            f"{_FACE_SKIN} is face skin. Give that model."
         )
     return np.asarray(masks[_FACE_SKIN].numpy_view()).reshape(photo.height, photo.width) > 0.5

@@ -397,6 +397,13 @@ def _draw(model: MorphableModel, key: Key[Array, ""], settings: dict[str, Array]
     return face, centre, settings["noise"] * (0.2 + 0.8 * numbers[10]), settings["blur_px"] * numbers[11], keys[5]
 
 
+def swing_to(tangent: Float[Array, "2"]) -> jaxlie.SO3:
+    """The shortest turn from the camera's axis to a ray (x/z, y/z)."""
+    slope = jnp.sqrt(jnp.sum(tangent**2) + 1e-12)
+    axis = jnp.stack([-tangent[1], tangent[0], jnp.zeros(())]) / slope
+    return jaxlie.SO3.exp(jnp.arctan(slope) * axis)
+
+
 def _posed(model, vertices, numbers, focal, centre, settings) -> jaxlie.SE3:
     """A pose that shows the head, what lies above its chin, at the drawn size and somewhere inside the picture."""
     reach = jnp.deg2rad(jnp.stack([settings["yaw"], settings["pitch"], settings["roll"]]))
@@ -416,9 +423,7 @@ def _posed(model, vertices, numbers, focal, centre, settings) -> jaxlie.SE3:
     place = 0.5 * size + 0.95 * spare * (2 * numbers[4:6] - 1)
     ray = jnp.append((place - centre) / focal, 1.0)
     # Yaw and pitch are what the photo shows: from the line of sight, not from the camera's axis.
-    off_axis = jnp.linalg.norm(ray[:2])
-    across = jnp.stack([-ray[1], ray[0], jnp.zeros(())]) / jnp.maximum(off_axis, 1e-9)
-    swing = jaxlie.SO3.exp(jnp.arctan(off_axis) * across)
+    swing = swing_to(ray[:2])
     middle = (low + high) / 2
     offset = (depth + middle[2] - low[2]) * ray - swing @ middle
     return jaxlie.SE3.from_rotation_and_translation(swing @ rotation, offset)

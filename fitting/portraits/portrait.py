@@ -26,7 +26,7 @@ from fitting.portraits.wardrobe import (
     paint,
     spectacles,
 )
-from fitting.synthesis import draw_expression, draw_light
+from fitting.synthesis import draw_expression, draw_light, swing_to
 from morphable.mesh import unit, vertex_normals
 from morphable.model import MorphableModel
 from morphable.uv import interpolate
@@ -110,7 +110,7 @@ def draw_portrait(studio: Studio, key: Key[Array, ""], settings: PortraitSetting
     # Somewhere in the photo: yaw and pitch are from the line of sight, as the picture shows them.
     tangent = 0.3 * u[9] * jnp.stack([jnp.cos(2 * np.pi * u[10]), jnp.sin(2 * np.pi * u[10])])
     ray = jnp.append(tangent, 1.0)
-    swing = _swing(tangent)
+    swing = swing_to(tangent)
     rotation = swing @ facing @ turned
     low, high = np.log(settings.lens_mm)
     share = 0.10 + 0.65 * u[11]  # of the photo's side that the head takes
@@ -189,7 +189,7 @@ _FACES: tuple[tuple[float, dict[str, tuple[float, float]]], ...] = (
             "mouthStretch": (0.0, 0.3),
         },
     ),
-    (0.10, {}),  # nothing at all
+    (0.10, {}),  # nothing, but for the brows
 )
 
 
@@ -228,13 +228,6 @@ def _draw_expression(head: MorphableModel, key: Key[Array, ""]) -> Float[Array, 
     return head.effective_expression(jnp.clip(expression, 0.0, 1.0))
 
 
-def _swing(tangent: Float[Array, "2"]) -> jaxlie.SO3:
-    """The shortest turn from the camera's axis to a ray (x/z, y/z)."""
-    slope = jnp.sqrt(jnp.sum(tangent**2) + 1e-12)
-    axis = jnp.stack([-tangent[1], tangent[0], jnp.zeros(())]) / slope
-    return jaxlie.SO3.exp(jnp.arctan(slope) * axis)
-
-
 def _posed_points(studio: Studio, identity, expression) -> Float[Array, "point 3"]:
     """The dense landmarks; all vertices are cheap enough."""
     return studio.landmarks.surface(studio.head.vertices(identity, expression))
@@ -245,9 +238,8 @@ class Dressed(eqx.Module):
 
     points: Float[Array, "vertex 3"]  # mm, camera axes
     triangles: Int[Array, "triangle 3"]
-    table: Float[
-        Array, "vertex 14"
-    ]  # what pixels interpolate: depth, normal, albedo, lamp, openness, gloss, strand, pattern
+    # What pixels interpolate: depth, normal, albedo, lamp, openness, gloss, strand, pattern.
+    table: Float[Array, "vertex 14"]
     glasses: Spectacles
     landmarks: Float[Array, "point 3"]  # mm, camera axes
     skin: Float[Array, "3"]  # colour of the nose, linear RGB
@@ -387,7 +379,7 @@ def develop(portrait: Portrait, shot: Shot) -> Crop:
         pixels=encoded,
         landmarks=shot.landmarks,
         visible=shot.visible * (1.0 - cut[at[:, 1], at[:, 0]]),
-        rotation=_swing(middle).inverse().as_matrix() @ portrait.pose.rotation().as_matrix(),
+        rotation=swing_to(middle).inverse().as_matrix() @ portrait.pose.rotation().as_matrix(),
         placement=jnp.append(portrait.focal * origin[:2] / origin[2] + portrait.centre, portrait.focal / origin[2]),
         identity=portrait.identity,
         expression=portrait.expression,
@@ -465,7 +457,7 @@ def _border(encoded, key):
     cut = jnp.where(u[0] < 0.12, size * 0.22 * u[1], 0.0)
     place = jnp.arange(size)
     near, far = place < cut, place >= size - cut
-    rows, columns = (jnp.where(u[2] < 0.5, near, far) for _ in range(2))
-    beyond = jnp.where(u[3] < 0.5, rows[:, None], columns[None])
+    side = jnp.where(u[2] < 0.5, near, far)
+    beyond = jnp.where(u[3] < 0.5, side[:, None], side[None])
     beyond = jnp.broadcast_to(beyond, (size, size))
     return jnp.where(beyond[..., None], 0.0, encoded), beyond.astype(jnp.float32)

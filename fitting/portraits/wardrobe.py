@@ -11,6 +11,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxlie
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -18,9 +19,8 @@ from fitting.portraits.studio import COLUMNS, LOWEST, ROWS, Studio
 from morphable.colour import srgb_to_linear
 
 _HAIR_ROWS, _HAT_ROWS, _BODY_ROWS, _BODY_COLUMNS = 24, 12, 12, 36
-_KNOTS = np.deg2rad(
-    [0.0, 25.0, 50.0, 75.0, 100.0, 130.0, 180.0]
-)  # azimuths from the front, at which a hairline is drawn
+# Azimuths from the front, at which a hairline is drawn.
+_KNOTS = np.deg2rad([0.0, 25.0, 50.0, 75.0, 100.0, 130.0, 180.0])
 _FALL = np.deg2rad(97.0)  # polar angle at which long hair leaves the head
 _MM_PER_RADIAN = 115.0  # of hair that falls
 
@@ -194,9 +194,8 @@ def hat(studio: Studio, vertices: Float[Array, "vertex 3"], key: Key[Array, ""])
     step = jnp.concatenate([jnp.zeros(_HAT_ROWS - 2), jnp.asarray([0.55, 1.0])])
     flat = out * jnp.asarray([1.0, 0.0, 1.0])
     flat = flat / (jnp.linalg.norm(flat, axis=-1, keepdims=True) + 1e-6)
-    brim = flat * (reach[:, None] * step)[..., None] - (reach[:, None] * step * (0.1 + 0.35 * u[10]))[
-        ..., None
-    ] * jnp.asarray([0.0, 1.0, 0.0])
+    down = jnp.stack([jnp.zeros(()), 0.1 + 0.35 * u[10], jnp.zeros(())])
+    brim = (reach[:, None] * step)[..., None] * (flat - down)
     place = point + out * thick[..., None] + brim
     place = jnp.where(present, place, vertices[studio.hull[0, 0]])
     colour, other = dye(u[11:16]), dye(u[16:21])
@@ -240,40 +239,14 @@ def body(vertices: Float[Array, "vertex 3"], key: Key[Array, ""], skin: Float[Ar
     x, z = x + (s[:, None] * off), z + (c[:, None] * off)
     local = jnp.stack([x, jnp.broadcast_to(slope, x.shape), z], axis=-1)
     turn, lean = 0.9 * (2 * u[5] - 1) * u[6], 0.3 * (2 * u[7] - 1)
-    cosine, sine = jnp.cos(turn), jnp.sin(turn)
-    about_y = jnp.asarray([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
-    about_y = about_y.at[0, 0].set(cosine).at[2, 2].set(cosine).at[0, 2].set(sine).at[2, 0].set(-sine)
     tilt = 0.2 * (2 * u[8] - 1)
-    about_x = (
-        jnp.eye(3)
-        .at[1, 1]
-        .set(jnp.cos(lean))
-        .at[2, 2]
-        .set(jnp.cos(lean))
-        .at[1, 2]
-        .set(-jnp.sin(lean))
-        .at[2, 1]
-        .set(jnp.sin(lean))
-    )
-    about_z = (
-        jnp.eye(3)
-        .at[0, 0]
-        .set(jnp.cos(tilt))
-        .at[1, 1]
-        .set(jnp.cos(tilt))
-        .at[0, 1]
-        .set(-jnp.sin(tilt))
-        .at[1, 0]
-        .set(jnp.sin(tilt))
-    )
-    place = local @ (about_y @ about_x @ about_z).T + jnp.stack([0.0 * top, top, -75.0 + 0.0 * top])
+    turned = jaxlie.SO3.from_y_radians(turn) @ jaxlie.SO3.from_x_radians(lean) @ jaxlie.SO3.from_z_radians(tilt)
+    place = local @ turned.as_matrix().T + jnp.asarray([0.0, 0.0, -75.0]).at[1].set(top)
     cloth, other = dye(u[9:14]), dye(u[14:19])
     neckline = jnp.where(u[19] < 0.4, 0.0, jnp.where(u[20] < 0.5, 25.0, 90.0) * u[21])  # bare skin below the collar
     bare = (-height[None] < neckline * jnp.clip(jnp.asarray(c)[:, None] * 1.5, 0.3, 1.0)) & (u[19] >= 0.4)
-    jacket = ((jnp.abs(jnp.asarray(s))[:, None] * wide[None] > 14 - 0.5 * height[None] * 0.4) & (u[22] < 0.35))[
-        ..., None
-    ]
-    albedo = jnp.where(bare[..., None], skin, jnp.where(jacket, other, cloth))
+    jacket = (jnp.abs(jnp.asarray(s))[:, None] * wide > 14 - 0.2 * height) & (u[22] < 0.35)
+    albedo = jnp.where(bare[..., None], skin, jnp.where(jacket[..., None], other, cloth))
     across = jnp.broadcast_to((jnp.arange(_BODY_COLUMNS) / _BODY_COLUMNS)[:, None], x.shape)
     along = jnp.broadcast_to(jnp.linspace(0.0, 1.0, _BODY_ROWS), x.shape)
     strand = jnp.stack([across, along, jnp.zeros_like(across)], axis=-1)
