@@ -7,17 +7,26 @@ speed        processor time of crop and network for one face
 aflw         `data/aflw_dev`, boxes given: NME of 68 points by yaw, network alone, network and fit, dlib
 ict          `data/ict_dev`: scan-to-mesh of single views with dlib and the network; pose of the views at 60 degrees
 rig          `data/ict_dev`: five views of each subject fitted together with the network
+video        `data/video` and the bundled photo made to turn: jitter, lost frames and errors of tracks with either
 """
 
 import argparse
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
+import fitting
 import morphable
+from fitting.clip.frames import ClipWriter
+from fitting.clip.motion import Track
+from fitting.clip.tracking import track
+from fitting.clip.turned import save_turned_clip
 from fitting.detection import Face, NoFaceError, detect_faces
 from fitting.evaluation import FaceMesh, landmark_errors, mean_face, scan_to_mesh
+from fitting.face_profiling import profile_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
 from fitting.landmark_checkpoint import load_network
@@ -37,10 +46,10 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--only", nargs="*", choices=["calibration", "speed", "aflw", "ict", "rig"])
+    parser.add_argument("--only", nargs="*", choices=["calibration", "speed", "aflw", "ict", "rig", "video"])
     parser.add_argument("--portraits", type=int, default=512)
     args = parser.parse_args(arguments)
-    on_data = {"aflw": aflw, "ict": ict, "rig": rig}
+    on_data = {"aflw": aflw, "ict": ict, "rig": rig, "video": video}
     wanted = args.only or ["calibration", "speed", *(on_data if args.shared else [])]
     if args.shared is None and set(wanted) & set(on_data):
         parser.error(
@@ -206,6 +215,39 @@ def rig(provider: NetworkProvider, fitter: Fitter, data: Path):
         used = sum(v.used for v in joint.verdicts)
         print(f"{folder.name}: {median:.3f} (51: {inner:.2f}); {used} of 5 used", flush=True)
     print(f"pooled {np.mean(scores):.3f}")
+
+
+def video(provider: NetworkProvider, fitter: Fitter, data: Path):
+    """Both tracks of each clip; errors where the truth is known, whose head is that of a fit to dlib's landmarks."""
+    print(
+        "clip             source    lost %  jitter px (before)      mm  rotation, deg  pose error, deg (steady)  NME %"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        turned, truth = Path(folder) / "turned.mp4", Path(folder) / "turned.npz"
+        photo = read_photo(Path(fitting.__file__).parent / "examples" / "eileen_collins.jpg")
+        profile = profile_mesh(fitter.fit(photo, detect_faces(photo)[0]), photo, 512)
+        with ClipWriter(turned) as writer:
+            save_turned_clip(truth, writer.write, profile, frames=50)
+        for path in (*sorted((data / "video").glob("*.mp4")), turned):
+            for name, source in (("dlib", None), ("network", provider)):
+                out = Path(folder) / path.stem / name
+                found = track(path, out, model=fitter.model, landmarks=source, pictures=False)
+                before, after = found.before, found.after
+                line = f"{path.stem:16s} {name:8s} {100 * found.lost / found.frames:7.1f} {after.jitter_px:12.2f} "
+                line += f"({before.jitter_px:.2f}) {after.jitter_mm:7.2f} {after.rotation_jitter_deg:14.2f}"
+                print(line + (_errors(found.track, fitter, truth) if path == turned else ""), flush=True)
+
+
+def _errors(found: Track, fitter: Fitter, truth: Path) -> str:
+    """Of rotations, of their changes over the clip, and of landmarks."""
+    with np.load(truth) as true:
+        seen = np.flatnonzero(~found.lost)
+        points = found.project(found.landmarks(fitter.model))
+        rotations = true["poses"][seen][:, :3, :3]
+        off = np.mean([nme(points[k], true["pixels"][k]) for k in seen])
+    wrong = Rotation.from_matrix(rotations.transpose(0, 2, 1) @ found.R[seen])  # about the head's axes
+    changes = np.rad2deg((wrong * wrong.mean().inv()).magnitude())
+    return f" {np.rad2deg(wrong.magnitude()).mean():18.2f} ({changes.mean():.2f}) {off:6.2f}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import tyro
 from fitting.command import BAD_INPUT, FIT_FAILED, INTERRUPTED, SUCCESS, UsageError, stage
 from fitting.detail_command import train_detail
 from fitting.landmark_command import train_landmarks
-from fitting.landmark_source import SOURCES, check_source, landmark_provider
+from fitting.landmark_source import SOURCES, VIDEO_SOURCES, check_source, landmark_provider
 from fitting.model_commands import model_app
 
 _DETAIL_VIEWS = 6  # photos that detail is looked for in: those that together show the head best
@@ -282,6 +282,8 @@ def track(
     /,
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     model: Path | None = None,
+    landmarks: str = "dlib",
+    landmark_weights: Path | None = None,
     focal_px: float | None = None,
     key_frames: int = 6,
     fps: float | None = None,
@@ -299,6 +301,10 @@ def track(
         video: Any video file that FFmpeg reads.
         out: Folder for the results; made if missing. It holds one video's track: other settings need another folder.
         model: A morphable model in facefit's own format. Default: the CC0 head that ships with facefit.
+        landmarks: Where landmarks come from: "dlib", or "network" (hundreds of points at any pose, each with its own
+            uncertainty).
+        landmark_weights: For the network, weights that `facefit train-landmarks` wrote. Default: those that ship with
+            facefit.
         focal_px: Focal length in pixels of the video, where known.
         key_frames: At most so many frames make the identity and the colours.
         fps: Frames per second that the timecodes of blendshapes.csv count in. Default: the video's.
@@ -317,6 +323,7 @@ def track(
     for name, value, unit in (("--focal-px", focal_px, "pixels"), ("--fps", fps, "frames per second, at least 1")):
         if value is not None and not (math.isfinite(value) and value >= (1 if name == "--fps" else 1e-9)):
             raise UsageError(f"{name}: got {value:g}, expected a positive number of {unit}.")
+    check_source(landmarks, landmark_weights, VIDEO_SOURCES)
     from fitting.clip.frames import describe_video
 
     clip = describe_video(video)
@@ -329,6 +336,7 @@ def track(
         settings = TrackSettings(key_frames=key_frames)
         with stage(console, "loading the model"):
             head = morphable.load(model)
+            provider = landmark_provider(landmarks, landmark_weights, lambda: head)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             tasks: dict[str, Any] = {}
 
@@ -341,6 +349,7 @@ def track(
                 video,
                 out,
                 model=head,
+                landmarks=provider,
                 focal_px=focal_px,
                 settings=settings,
                 pictures=pictures,

@@ -197,6 +197,7 @@ class Fitter:
         self.solver_model: SolverModel = solver_model(model, self.settings.skin_blocks)
         self.relinearise = 0 if model.interaction is None else _RELINEARISE
         self._dense: tuple | None = None  # of the last network's points
+        self._folded: Callable[[PointBasis], PointBasis] = lambda basis: basis  # from the whole model's unknowns
 
     @functools.cached_property
     def occlusion(self) -> OcclusionModel:
@@ -216,6 +217,12 @@ class Fitter:
         other = copy.copy(self)
         moved = self.solver_model.landmarks.mean + jnp.asarray(landmark_offsets, jnp.float32)
         other.solver_model = eqx.tree_at(lambda m: m.landmarks.mean, self.solver_model, moved)
+        return other
+
+    def of_person(self, model: SolverModel, folded: Callable[[PointBasis], PointBasis]) -> "Fitter":
+        """A fitter of fewer unknowns: `model` has them, and `folded` makes their basis from one of the whole model."""
+        other = copy.copy(self)
+        other.solver_model, other._folded, other._dense = model, folded, None
         return other
 
     def fit(
@@ -340,7 +347,7 @@ class Fitter:
             problem = self._with_sighting(problem, face.sighting, box)
             first = dataclasses.replace(
                 first,
-                identity=jnp.asarray(face.sighting.identity, jnp.float32),
+                identity=jnp.asarray(face.sighting.identity[: self.solver_model.identity_rank], jnp.float32),
                 expression=jnp.clip(jnp.asarray(face.sighting.expression, jnp.float32), *self.solver_model.limits),
             )
         return problem, first, box
@@ -378,7 +385,7 @@ class Fitter:
             names = self.model.part_names
             eyes = [i for i, name in enumerate(names) if name.startswith("eye")]
             still = ~np.isin(np.asarray(self.model.part_of_vertex)[vertices[:, 0]], eyes)
-            self._dense = vertices, point_basis(self.model, sighting.surface), still
+            self._dense = vertices, self._folded(point_basis(self.model, sighting.surface)), still
         return self._dense[1:]
 
     def framed(

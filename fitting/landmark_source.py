@@ -1,6 +1,6 @@
 """Where landmarks come from, by name: what `--landmarks` takes besides files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from fitting.command import UsageError
@@ -8,10 +8,18 @@ from fitting.detection import LandmarkProvider
 from morphable.model import MorphableModel
 
 SOURCES = ("dlib", "network", "mediapipe")
+VIDEO_SOURCES = ("dlib", "network")  # that follow a head from frame to frame
 
 
-def check_source(name: str | None, weights: Path | None) -> None:
-    """Raise UsageError for weights without a source that has some, or that are no file, and for MediaPipe without."""
+def check_source(name: str | None, weights: Path | None, among: Collection[str] | None = None) -> None:
+    """Raise UsageError for weights without a source that has some, or that are no file, and for MediaPipe without.
+
+    `among` are the sources there are, where it cannot be a file.
+    """
+    if among is not None and name is not None and name not in among:
+        raise UsageError(
+            f"--landmarks: got {name!r}, expected {' or '.join(among)}. Files and other detectors serve photos only."
+        )
     if weights is None:
         if name == "mediapipe":
             raise UsageError(

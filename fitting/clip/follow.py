@@ -4,8 +4,8 @@ Identity, albedo and focal length are known. They are folded into the model's me
 no unknowns but expression, light, pose and colour offset: a third of them, an eighth of the time.
 """
 
-import copy
 import dataclasses
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -18,10 +18,11 @@ from scipy.spatial.transform import Rotation
 
 from fitting.clip.banded import Chain, chain_least_squares
 from fitting.clip.frames import Frame
-from fitting.clip.key_frames import Identity, largest_face
+from fitting.clip.key_frames import Identity
 from fitting.clip.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark
+from fitting.clip.sight import Sight, Whereabouts, unsureness
 from fitting.clip.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
-from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Face, LandmarkNoise, landmarks_at
+from fitting.detection import UNSURE_SPREAD, Face
 from fitting.energies import INNER_LIPS, LIDS, relative_term
 from fitting.fit import Fitter
 from fitting.observation import Photo
@@ -30,12 +31,13 @@ from fitting.photometric import NOMINAL_SAMPLES
 from fitting.schedule import OBSERVATIONS, PRIORS, Problem, Stage, StageRow, start_stage
 from fitting.surface_samples import PointBasis, SkinSamples, SolverModel
 from fitting.terms import AbstractTerm, linearise_all
-from morphable.landmarks import INNER
 
-# The box that dlib's HOG detector draws, seen from the head: around the projection of this point, this many mm wide.
-# Fitted to 54 renderings with yaws to 40 degrees; its centre is then right to 3 % of the side.
-_BOX_CENTRE_MM = np.array([-1.9, -26.5, 9.9])
-_BOX_MM = 156.0
+
+def folded(basis: PointBasis, identity: Float[np.ndarray, " identity"]) -> PointBasis:
+    """The same points of one person: identity, whose modes come first, is folded into the mean."""
+    modes, rank = np.asarray(basis.modes), len(identity)
+    mean = np.asarray(basis.mean) + modes[..., :rank] @ np.asarray(identity, np.float32)
+    return PointBasis(jnp.asarray(mean), jnp.asarray(modes[..., rank:]))
 
 
 def personal_model(
@@ -44,11 +46,6 @@ def personal_model(
     """The model of one person: identity and albedo are folded into the means, and no unknowns any more."""
     rank = model.identity_rank
     who, colour = np.asarray(identity, np.float32), np.asarray(albedo, np.float32)
-
-    def points(basis: PointBasis) -> PointBasis:
-        modes = np.asarray(basis.modes)
-        return PointBasis(jnp.asarray(np.asarray(basis.mean) + modes[..., :rank] @ who), jnp.asarray(modes[..., rank:]))
-
     skin = model.skin
     modes, albedo_modes = np.asarray(skin.geometry_modes), np.asarray(skin.albedo_modes)
     personal = SkinSamples(
@@ -59,9 +56,9 @@ def personal_model(
     )
     return dataclasses.replace(
         model,
-        landmarks=points(model.landmarks),
-        contour=points(model.contour),
-        proxy=points(model.proxy),
+        landmarks=folded(model.landmarks, who),
+        contour=folded(model.contour, who),
+        proxy=folded(model.proxy, who),
         skin=personal,
         identity_rank=0,
         albedo_rank=0,
@@ -82,30 +79,33 @@ _OPENINGS = {"lids": (LIDS, 0.8), "lips": (INNER_LIPS, 1.2)}
 _EYES = ((36, 39), (42, 45))  # corners of the right and the left eye, from left to right in the picture
 _LID_POINTS = ((37, 38, 40, 41), (43, 44, 46, 47))
 _OPEN_MM = 10.0  # between the lids of an open eye
-_DLIB_CLOSED = 0.75  # how far dlib's lids are apart where they are closed, in openings of the open eye, ...
-_LID_ERROR_MM = 4.0  # ... so that each lies about so far from where it should
+# How far landmarks of closed lids are apart, in openings of the open eye: dlib's 0.65 to 0.8, those of the landmark
+# network's first weights 0.9 in renderings and 0.8 in a film. For the network 0.75, 0.9 and 1 give alike weights of
+# blinks (errors of 0.070, 0.071 and 0.071), so there is one for both.
+_SEEN_CLOSED = 0.75
+_LID_ERROR_MM = 4.0  # how far each then lies from where it should
 
 
-def _openings(problem: Problem, face: Face, lids: LidOpening | None, overclosed: Float[np.ndarray, "2"]):
+def _openings(
+    problem: Problem, mm_px: float, lids: LidOpening | None, overclosed: Float[np.ndarray, "2"]
+) -> tuple[dict[str, AbstractTerm], Float[Array, "68"]]:
     """Terms that follow blinks and speech; and the noise in px of all landmarks, since lids' points miss blinks.
 
-    `lids` is how far the eyes are open by their pixels, if that is known; else dlib's lids are taken as they are.
-    `overclosed` is how far a closed eye's upper points lie below the lower ones in the model, in openings.
+    A deviation of 1 mm is one of `mm_px` pixels. `lids` is how far the eyes are open by their pixels, if that is known;
+    else the landmarks of lids are taken as they are. `overclosed` is how far a closed eye's upper points lie below the
+    lower ones in the model, in openings.
     """
     known = np.isfinite(np.asarray(problem.sigma_px))
     points = jnp.asarray(np.where(known[:, None], np.asarray(problem.points_px), np.nan))
-    inner = np.asarray(problem.sigma_px)[INNER]
-    # One deviation of sure landmarks is inner_mm, so this is a millimetre in the crop's pixels, or more if unsure.
-    pixels = float(np.min(inner)) / LANDMARK_NOISE["dlib"].inner_mm if np.isfinite(inner).any() else 1.0
     share, noise = (np.ones(2), np.zeros(2)) if lids is None else (lids.share, lids.noise)
     share, noise = np.where(np.isfinite(share), share, 1.0), np.where(np.isfinite(share), noise, 0.0)
-    # dlib's distance stands for an opening between _DLIB_CLOSED and 1; this makes it one between -overclosed and 1.
-    stretch = (share - (1 - share) * overclosed) / (_DLIB_CLOSED + (1 - _DLIB_CLOSED) * share)
+    # The landmarks' distance stands for an opening from _SEEN_CLOSED to 1; this makes it one from -overclosed to 1.
+    stretch = (share - (1 - share) * overclosed) / (_SEEN_CLOSED + (1 - _SEEN_CLOSED) * share)
     sigma_mm = {name: np.full(len(pairs), mm) for name, (pairs, mm) in _OPENINGS.items()}
     sigma_mm["lids"] = np.hypot(sigma_mm["lids"], np.repeat(_OPEN_MM * noise, 2))
     terms: dict[str, AbstractTerm] = {
         name: relative_term(
-            problem.model.landmarks, points, pairs, jnp.asarray(sigma_mm[name] * pixels, jnp.float32), problem.centre
+            problem.model.landmarks, points, pairs, jnp.asarray(sigma_mm[name] * mm_px, jnp.float32), problem.centre
         )
         for name, (pairs, _) in _OPENINGS.items()
     }
@@ -113,7 +113,7 @@ def _openings(problem: Problem, face: Face, lids: LidOpening | None, overclosed:
     terms["lids"] = eqx.tree_at(lambda term: term.difference_px, terms["lids"], replace_fn=lambda apart: apart * seen)
     sigma_px = np.array(problem.sigma_px)
     for eye, rows in enumerate(_LID_POINTS):
-        sigma_px[list(rows)] = np.hypot(sigma_px[list(rows)], _LID_ERROR_MM * pixels * (1 - share[eye]))
+        sigma_px[list(rows)] = np.hypot(sigma_px[list(rows)], _LID_ERROR_MM * mm_px * (1 - share[eye]))
     return terms, jnp.asarray(sigma_px)
 
 
@@ -145,10 +145,10 @@ def _linearised(problem: Problem, weight: Float[Array, "block point"], face: Fac
 class FrameFitter:
     """Fits frames of one person with one camera; all frames share two compiled programs."""
 
-    def __init__(self, fitter: Fitter, who: Identity, samples: int, noise: float):
-        self.fitter = copy.copy(fitter)
-        self.fitter.solver_model = personal_model(fitter.solver_model, who.identity, who.albedo)
-        self.who = who
+    def __init__(self, fitter: Fitter, who: Identity, sight: Sight, samples: int, noise: float):
+        personal = personal_model(fitter.solver_model, who.identity, who.albedo)
+        self.fitter = fitter.of_person(personal, functools.partial(folded, identity=who.identity))
+        self.who, self.sight = who, sight
         self.units = int(self.fitter.solver_model.free_units.shape[0])
         self.at = Blocks(self.units)
         self._stages = {
@@ -157,14 +157,14 @@ class FrameFitter:
             "fine": Stage("photo, fine", (), 8, level=1, samples=samples, noise=noise),
         }
         self._rows: dict[str, StageRow] = {}
-        self.names = tuple(sorted((*OBSERVATIONS, *PRIORS, *_OPENINGS)))
         self._overclosed = _overclosed(self.fitter.solver_model, tuple(fitter.model.expression_names))
 
     def seen(self, photo: Photo, face: Face, lids: LidOpening | None = None) -> tuple[Seen, Motion]:
         """A frame's problem, not yet told which samples to believe, and the closed-form start."""
         problem, first, box = self.fitter.problem(photo, face, self.who.focal_px)
-        terms, sigma_px = _openings(problem, face, lids, self._overclosed)
-        problem = dataclasses.replace(problem, extra=terms, sigma_px=sigma_px)
+        mm_px = float(jnp.exp(first.log_focal) / first.pose.translation()[2]) * unsureness(face)
+        terms, sigma_px = _openings(problem, mm_px, lids, self._overclosed)
+        problem = dataclasses.replace(problem, extra={**problem.extra, **terms}, sigma_px=sigma_px)
         total = problem.model.skin.geometry.shape
         x0, y0, side = (float(v) for v in box[:3])
         zoom = self.fitter.settings.image_size / side
@@ -258,7 +258,8 @@ class FrameFitter:
         # What a start leaves undone, the next frames would make up for, and it would look like motion.
         motion = self.solve(seen, motion, "fine", everything, *((30, 1e-5) if thorough else (10, 5e-4)))
         energies = self.linearise(seen, motion, 0)[2]
-        return motion, seen, dict(zip(self.names, energies.tolist(), strict=True))
+        names = sorted((*OBSERVATIONS, *PRIORS, *seen.problem.extra))
+        return motion, seen, dict(zip(names, energies.tolist(), strict=True))
 
 
 def single(time: float, pose, expression, light, offset) -> Motion:
@@ -373,22 +374,22 @@ class FrameTracker:
         return found if found is not None and self._near(found[0], predicted) else None
 
     def _searched_for(self, frame: Frame):
-        face = largest_face(frame.photo)
+        face = self.frames.sight.largest(frame.photo)
         if face is None and frame.time_s - self._searched >= self.settings.patience_s:
             self._searched = frame.time_s
-            face = largest_face(frame.photo, 2048)
+            face = self.frames.sight.largest(frame.photo, thorough=True)
         found = None if face is None else self._fitted(frame, face, None)
         if found is None:
             return None
-        # dlib's points depend on its box: take them as all following frames will, or the head would jump once.
+        # Points depend on the box, dlib's most of all: taken as in all frames that follow, or the head would jump once.
         again = self._placed(frame.photo, found[0])
         refined = None if again is None else self._fitted(frame, again, found[0], thorough=True)
         return found if refined is None else refined
 
     def _fitted(self, frame: Frame, face: Face, start: Motion | None, thorough: bool = False):
-        motion, seen, energies = self.frames.fit(frame.photo, _as_sure_as_it_is(face), start, thorough)
+        motion, seen, energies = self.frames.fit(frame.photo, face, start, thorough)
         settings, fit = self.settings, self.frames.fitter.settings
-        misfit = energies["landmarks"] + energies["jaw"] + energies["expression"]
+        misfit = self.frames.sight.misfit(energies)
         doubt = max(face.spread, UNSURE_SPREAD / 2) / UNSURE_SPREAD * np.sqrt(max(misfit, 0.0) / fit.usual_energy)
         finite = np.isfinite([*energies.values(), *motion.place[0]]).all()
         away = motion.rotation[0][2, 2] > 0.0  # -1 for a head that faces the camera
@@ -407,18 +408,13 @@ class FrameTracker:
         return motion, face, {"misfit": misfit, "doubt": doubt, "unlike": unlike}
 
     def _placed(self, photo: Photo, motion: Motion) -> Face | None:
-        """Landmarks in the box that dlib would draw around the head in this pose: no search, and no jumping box."""
-        focal, middle = self.frames.who.focal_px, np.array([photo.width / 2, photo.height / 2])
-        x, y, z = motion.rotation[0] @ _BOX_CENTRE_MM + motion.place[0]
-        if z < 50:
+        """The face where a motion has it."""
+        if motion.place[0, 2] < 50:
             return None
-        across = motion.rotation[0][:, 0]
-        roll = float(np.arctan2(across[1], across[0]))
-        centre, side = focal * np.array([x, y]) / z + middle, float(_BOX_MM * focal / z)
-        low, high = centre - side / 2, centre + side / 2
-        if (high < 0.1 * side).any() or (low > np.array([photo.width, photo.height]) - 0.1 * side).any():
-            return None
-        return landmarks_at(photo, centre, side, roll, "track")
+        middle = np.array([photo.width / 2, photo.height / 2])
+        landmarks = self._landmarks(motion) + middle
+        head = Whereabouts(motion.rotation[0], motion.place[0], landmarks, self.frames.who.focal_px)
+        return self.frames.sight.placed(photo, head)
 
     def _landmarks(self, motion: Motion) -> Float[np.ndarray, "68 2"]:
         """The model's points, in pixels from the picture's middle."""
@@ -476,8 +472,7 @@ class FrameTracker:
             "expression": np.full(units, np.nan),
             "light": np.full((9, 3), np.nan),
             "offset": np.full(3, np.nan),
-            "landmarks": np.full((68, 2), np.nan),
-            "spread": np.nan,
+            **self.frames.sight.kept(None),
             "misfit": np.nan,
             "doubt": np.nan,
             "unlike": np.nan,
@@ -496,23 +491,8 @@ class FrameTracker:
             "expression": motion.expression[0],
             "light": motion.light[0].reshape(9, 3),
             "offset": motion.offset[0],
-            "landmarks": np.asarray(face.landmarks, float),
-            "spread": face.spread,
+            **self.frames.sight.kept(face),
             "eye_depth": np.stack([eye.depth for eye in eyes]),
             "eye_thickness": np.stack([eye.thickness for eye in eyes]),
             **figures,
         }
-
-
-def face_of(row: dict[str, Any], photo: Photo) -> Face:
-    """The face that a row was fitted to."""
-    face = Face.from_landmarks(np.asarray(row["landmarks"], float), photo, LANDMARK_NOISE["dlib"])
-    return _as_sure_as_it_is(dataclasses.replace(face, spread=float(row["spread"])))
-
-
-def _as_sure_as_it_is(face: Face) -> Face:
-    """The face with the noise that the spread of its landmarks tells of: unsure ones are left to photo and motion."""
-    usual = LANDMARK_NOISE["dlib"]
-    factor = max(1.0, face.spread / UNSURE_SPREAD)
-    noise = LandmarkNoise(usual.inner_mm * factor, usual.jaw_mm * factor)
-    return dataclasses.replace(face, noise=noise)

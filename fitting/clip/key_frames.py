@@ -9,7 +9,8 @@ from scipy.ndimage import laplace
 
 from fitting.clip.exposure import likely_albedo
 from fitting.clip.frames import Frame, describe_video, read_frames
-from fitting.detection import DlibProvider, Face, NoFaceError, hog_faces
+from fitting.clip.sight import Sight
+from fitting.detection import Face, NoFaceError
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.multi_image import fit_together
@@ -17,7 +18,6 @@ from fitting.observation import Photo
 
 _SAMPLES = 48  # candidates that are kept; twice as many are looked at, then every second is dropped
 _PER_SECOND = 8.0  # candidates looked at, at most
-_LONG_SIDE = 1024  # px at which faces are searched for
 _SHARP = 0.6  # of the candidates' median sharpness; what is below is blurred by motion or focus
 _NOVEL = 0.5  # distance in the units below under which a further frame shows nothing new
 
@@ -44,13 +44,11 @@ class Identity:
     key_frames: tuple[int, ...]
 
 
-def largest_face(photo: Photo, long_side: int = _LONG_SIDE) -> Face | None:
-    """The largest trusted face of a frame by dlib's HOG detector alone, or None: fast enough for many frames."""
-    return max(hog_faces(photo, long_side), key=lambda f: f.box[2] - f.box[0], default=None)
-
-
 def candidates(
-    path: str, mean_landmarks: Float[np.ndarray, "68 3"], told: Callable[[int], None] | None = None
+    path: str,
+    mean_landmarks: Float[np.ndarray, "68 3"],
+    sight: Sight,
+    told: Callable[[int], None] | None = None,
 ) -> list[Candidate]:
     """Frames spread evenly over the clip that show a face. Their number is bounded, whatever the clip's length."""
     stride = max(1, round(describe_video(path).rate / _PER_SECOND))
@@ -60,7 +58,7 @@ def candidates(
             told(frame.index)
         if frame.index % stride:
             continue
-        looked.append((frame.index, candidate(frame, mean_landmarks)))
+        looked.append((frame.index, candidate(frame, mean_landmarks, sight)))
         if len(looked) == 2 * _SAMPLES:
             # The length of a clip is often not known, and stated wrongly: halve the rate as it turns out to be long.
             stride *= 2
@@ -68,9 +66,9 @@ def candidates(
     return [c for _, c in looked if c is not None]
 
 
-def candidate(frame: Frame, mean_landmarks: Float[np.ndarray, "68 3"]) -> Candidate | None:
+def candidate(frame: Frame, mean_landmarks: Float[np.ndarray, "68 3"], sight: Sight) -> Candidate | None:
     """What a frame is worth as a key frame; None without a face."""
-    face = largest_face(frame.photo)
+    face = sight.largest(frame.photo)
     if face is None:
         return None
     points = face.landmarks
@@ -117,25 +115,26 @@ def find_identity(
     path: str,
     count: int,
     focal_px: float | None,
+    sight: Sight,
     told: Callable[[int], None] | None = None,
 ) -> Identity:
     """Identity, albedo and focal length from a clip's key frames. Raises NoFaceError where no frame shows a face."""
-    found = candidates(path, np.asarray(fitter.solver_model.landmarks.mean), told)
+    found = candidates(path, np.asarray(fitter.solver_model.landmarks.mean), sight, told)
     chosen = choose(found, count)
     if chosen:
         faces = {c.index: c.face for c in chosen}
     else:
-        faces = _searched_harder(path)
+        faces = _searched_harder(path, sight)
     frames = list(read_frames(path, wanted=set(faces)))
     return identity_of(fitter, [f.photo for f in frames], [faces[f.index] for f in frames], focal_px, tuple(faces))
 
 
-def _searched_harder(path: str) -> dict[int, Face]:
+def _searched_harder(path: str, sight: Sight) -> dict[int, Face]:
     """A face from a few frames, with every detector there is."""
     frames = describe_video(path).frames or 1
     step = max(1, frames // 5)
     for frame in read_frames(path, every=step):
-        faces = [face for face in DlibProvider().faces(frame.photo) if face.sure]
+        faces = [face for face in sight.provider.faces(frame.photo, None, False) if face.sure]
         if faces:
             return {frame.index: max(faces, key=lambda f: f.box[2] - f.box[0])}
         if frame.index >= 5 * step:

@@ -21,12 +21,14 @@ from threadpoolctl import threadpool_limits
 
 import morphable
 from fitting.clip.banded import chain_least_squares
-from fitting.clip.follow import FollowSettings, FrameFitter, FrameTracker, Seen, face_of, single
+from fitting.clip.follow import FollowSettings, FrameFitter, FrameTracker, Seen, single
 from fitting.clip.frames import ClipWriter, VideoError, describe_video, read_frames
 from fitting.clip.key_frames import Identity, find_identity
 from fitting.clip.lid_opening import EyeDark, lid_openings
 from fitting.clip.motion import Steadiness, Track, model_provenance, steadiness
+from fitting.clip.sight import Row, Sight, sight_of
 from fitting.clip.smoothing import Motion, MotionPrior, added, logarithm, motion_chain
+from fitting.detection import LandmarkProvider
 from fitting.fit import Fit, Fitter
 from fitting.observation import Photo
 from fitting.output import OutputError, check_writable
@@ -37,8 +39,7 @@ from morphable.mesh import Mesh
 from morphable.model import MorphableModel, Provenance
 from renderer.render import render
 
-VERSION = 2  # of the shards; a folder of another one is not resumed
-Row = dict[str, Any]
+VERSION = 3  # of the shards; a folder of another one is not resumed
 Progress = Callable[[str, int, int | None], None]  # phase, frames done, of how many (None: not known)
 
 
@@ -99,6 +100,7 @@ def track(
     out: str | Path,
     *,
     model: str | Path | MorphableModel | None = None,
+    landmarks: LandmarkProvider | None = None,
     focal_px: float | None = None,
     settings: TrackSettings | None = None,
     pictures: bool = True,
@@ -108,6 +110,7 @@ def track(
     """Track the face of a video; the same call goes on where an earlier one was stopped.
 
     OUT receives track.npz (see `Track`), track.json (settings, figures), and with `pictures` strip.png, overlay.mp4.
+    `landmarks` is a `NetworkProvider`, or None for dlib (a `DlibProvider` is the same).
     `say` gets lines for the user, `progress` the number of frames done. Raises VideoError, NoFaceError, OutputError,
     and TrackError where OUT holds another clip's or other settings' track; KeyboardInterrupt passes once what
     is done was written.
@@ -117,13 +120,14 @@ def track(
     progress = (lambda phase, done, of: None) if progress is None else progress
     if focal_px is not None and not (np.isfinite(focal_px) and focal_px > 0):
         raise TrackError(f"focal_px: got {focal_px}, expected a positive number of pixels of the video.")
+    sight = sight_of(landmarks)
     check_writable(out)
     clip = describe_video(video)
     for note in clip.notes:
         say(f"  {note}")
     head = model if isinstance(model, MorphableModel) else morphable.load(model)
     name, digest = model_provenance(head)
-    store = Store(Path(out), settings.shard, _fingerprint(video, digest, focal_px, settings))
+    store = Store(Path(out), settings.shard, _fingerprint(video, digest, sight, focal_px, settings))
     fitter = Fitter(head)
     seconds: dict[str, float] = {}
     try:
@@ -137,13 +141,14 @@ def track(
                         str(video),
                         settings.key_frames,
                         focal_px,
+                        sight,
                         lambda done: progress("key frames", done, clip.frames),
                     )
                     store.keep_identity(who)
                 say(f"  identity from frames {', '.join(map(str, who.key_frames))}, focal length {who.focal_px:.0f} px")
             else:
                 say("  going on with the identity found before")
-            frames = FrameFitter(fitter, who, settings.samples, settings.noise)
+            frames = FrameFitter(fitter, who, sight, settings.samples, settings.noise)
             before_run = {phase: store.count(phase) for phase in ("followed", "refined")}
             with _timed(seconds, "follow"):
                 _follow_all(video, frames, settings, store, say, lambda n: progress("tracking", n, clip.frames))
@@ -181,7 +186,7 @@ def track(
     if pictures:
         with _timed(seconds, "pictures"):
             write_pictures(out, video, final, head, clip.rate, lambda n: progress("drawing", n, len(rows)))
-    _write_json(Path(out) / "track.json", _record(result, video, clip.rate, settings, focal_px, head.provenance))
+    _write_json(Path(out) / "track.json", _record(result, video, clip.rate, settings, focal_px, sight, head.provenance))
     for line in summary(result):
         say(f"  {line}")
     return result
@@ -272,7 +277,7 @@ def _refine_all(video, frames: FrameFitter, settings: TrackSettings, store: "Sto
             row = rows[frame.index]
             if row["segment"] >= 0:
                 here = _as_motion([row])
-                seen = frames.seen(frame.photo, face_of(row, frame.photo), lids[frame.index])[0]
+                seen = frames.seen(frame.photo, frames.sight.recalled(row, frame.photo), lids[frame.index])[0]
                 seen = frames.believing(seen, here)
                 waiting.append(seen)
                 motion = here if motion is None else motion.then(_speeding(motion, here))
@@ -478,7 +483,7 @@ class Store:
             ) from cause
 
 
-def _fingerprint(video, digest: str, focal_px: float | None, settings: TrackSettings) -> dict[str, Any]:
+def _fingerprint(video, digest: str, sight: Sight, focal_px: float | None, settings: TrackSettings) -> dict[str, Any]:
     """What must be the same for a track to go on. Files may move and be copied: their bytes count."""
     size = os.stat(video).st_size
     ends = hashlib.sha256()
@@ -490,6 +495,7 @@ def _fingerprint(video, digest: str, focal_px: float | None, settings: TrackSett
         "version": VERSION,
         "video": {"bytes": size, "sha256_of_ends": ends.hexdigest()},
         "model": digest,
+        "landmarks": sight.fingerprint(),
         "focal_px": focal_px,
         "settings": dataclasses.asdict(settings),
     }
@@ -507,6 +513,9 @@ def _check_same(state: Path, fingerprint: dict[str, Any], out: Path) -> None:
     if not differ:
         return
     words = {"version": "of another version of facefit", "video": "of another video", "model": "with another model"}
+    source = kept.get("landmarks", {}).get("source", "an unknown source")
+    mine = wanted.get("landmarks", {}).get("source")
+    words |= {"landmarks": f"with landmarks from {'another network' if source == mine else source}"}
     words |= {"focal_px": f"with focal_px {kept.get('focal_px')}", "settings": "with other settings"}
     raise TrackError(
         f"{out}: holds a track {' and '.join(words[key] for key in differ)}, expected none, or one to go on with. "
@@ -521,7 +530,13 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
 
 
 def _record(
-    result: Tracked, video, rate: float, settings: TrackSettings, focal_px: float | None, source: Provenance
+    result: Tracked,
+    video,
+    rate: float,
+    settings: TrackSettings,
+    focal_px: float | None,
+    sight: Sight,
+    source: Provenance,
 ) -> dict[str, Any]:
     plain = lambda x: None if isinstance(x, float) and not np.isfinite(x) else x  # noqa: E731
 
@@ -537,6 +552,7 @@ def _record(
         "frames": result.frames,
         "lost": [int(i) for i in np.flatnonzero(result.track.lost)],
         "segments": result.segments,
+        "landmarks": sight.fingerprint(),
         "key_frames": list(result.key_frames),
         "focal_px": result.track.focal_px,
         "focal_given": focal_px,

@@ -10,6 +10,7 @@ from fitting.clip.follow import FollowSettings, FrameFitter, FrameTracker
 from fitting.clip.frames import Frame
 from fitting.clip.key_frames import Identity
 from fitting.clip.lid_opening import LEVELS, EyeDark, LidOpening, eye_dark, lid_openings
+from fitting.clip.sight import DlibSight
 from fitting.clip.synthetic import synthesize_clip
 from fitting.clip.tracking import TrackSettings, track
 from fitting.observation import Photo
@@ -109,7 +110,7 @@ def test_a_clip_may_begin_with_closed_eyes():
 @pytest.fixture(scope="module")
 def frames(fitter, fitted):
     who = Identity(fitted.identity, fitted.albedo, float(fitted.camera.focal[0]), fitted.light, (0,))
-    return FrameFitter(fitter, who, 512, 1.0)
+    return FrameFitter(fitter, who, DlibSight(), 512, 1.0)
 
 
 def test_what_is_seen_of_an_eye_closes_that_eye_only(frames, photo, face, head):

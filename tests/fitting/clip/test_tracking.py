@@ -152,6 +152,14 @@ def test_another_clip_or_other_settings_are_refused(tmp_path):
         Store(tmp_path, 4, {"version": 1, "video": {"bytes": 5}, "settings": {"noise": 2.0}})
 
 
+def test_another_source_of_landmarks_is_refused(tmp_path):
+    network = {"source": "network", "weights": "1f"}
+    Store(tmp_path, 4, {"landmarks": network})
+    for other, named in (({"source": "dlib"}, "from network"), (network | {"weights": "2e"}, "from another network")):
+        with pytest.raises(TrackError, match=f"holds a track with landmarks {named}, expected none, or one to go on"):
+            Store(tmp_path, 4, {"landmarks": other})
+
+
 @pytest.mark.parametrize("wrong", [{"key_frames": 0}, {"overlap": 64}, {"noise": 0.0}])
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(TrackError):
@@ -398,6 +406,10 @@ def test_the_command_refuses_what_it_cannot_use(clip, tmp_path, monkeypatch, cap
         ((clip[0], "--focal-px", "0"), "--focal-px"),
         ((clip[0], "--fps", "0.5"), "--fps"),
         ((clip[0], "--key-frames", "0"), "key_frames"),
+        ((clip[0], "--landmarks", "mediapipe"), "'mediapipe', expected dlib or network"),
+        ((clip[0], "--landmarks", "points.npy"), "--landmarks"),
+        ((clip[0], "--landmark-weights", "none.safetensors"), "--landmark-weights"),
+        ((clip[0], "--landmarks", "network", "--landmark-weights", "none.safetensors"), "none.safetensors"),
     ):
         code, said = facefit(capsys, "track", *arguments, "-o", out)
         message = said.splitlines()[-1]
