@@ -15,6 +15,7 @@ from fitting.landmark_training import LandmarkTraining, State, start
 from fitting.weights_file import (
     CheckpointError,
     FileKind,
+    carried_over,
     filled,
     in_half_precision,
     named_arrays,
@@ -50,6 +51,17 @@ def load_network(path: str | Path | None, model: MorphableModel) -> LandmarkNetw
             f"{mine['name']}. Train some with 'facefit train-landmarks --model', or use '--landmarks dlib'."
         )
     return filled(_skeleton(description, path), arrays, path, _KIND.command)
+
+
+def begun_from(path: str | Path, network: LandmarkNetwork) -> tuple[LandmarkNetwork, list[str]]:
+    """The network with what fits it of another's weights, and the names of the arrays that stay as they are.
+
+    The other may have been trained for another model, or be of another plan: a wider network, an earlier version.
+    """
+    arrays, _ = read_arrays(Path(path), _KIND)
+    started, left = carried_over(network, arrays)
+    # Which points it looks for is the network's own affair.
+    return eqx.tree_at(lambda n: n.surface, started, network.surface), left
 
 
 def save_checkpoint(path: str | Path, state: State, model: MorphableModel, record: Mapping[str, Any]) -> None:

@@ -11,9 +11,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fitting.landmark_network import Prediction
-from fitting.parameter_losses import PARAMETER_LOSSES, LossBasis, LossName, PosedParameters, landmark_regression_loss
+from fitting.parameter_losses import (
+    PARAMETER_LOSSES,
+    LossBasis,
+    LossName,
+    PosedParameters,
+    landmark_regression_loss,
+)
 
-ParameterLossName = Literal["none", "pdc", "whitened_pdc", "vdc", "wpdc", "fwpdc", "owpdc"]
+# One of 3DDFA's, the better one of fwpdc and vdc for some steps at a time (3DDFA_V2's meta-joint choice), or none.
+ParameterLossName = LossName | Literal["joint", "none"]
+JOINT: tuple[LossName, ...] = ("fwpdc", "vdc")
 
 
 class Truth(NamedTuple):
@@ -37,7 +45,7 @@ class LandmarkLossWeights:
     placement: float = 1.0
     expression: float = 1.0
     identity: float = 0.02
-    parameters: ParameterLossName = "vdc"  # one of 3DDFA's, or none
+    parameters: ParameterLossName = "vdc"
     parameter_weight: float = 1.0
     regression: float = 0.0  # 3DDFA_V2's regularisation by plain distances of the landmarks
 
@@ -86,10 +94,11 @@ def landmark_terms(
         "expression": w.expression * jnp.sum((said.expression - truth.expression) ** 2),
         "identity": w.identity * jnp.mean((said.identity - truth.identity) ** 2),
     }
+    if w.parameters == "joint":
+        raise ValueError(f"parameters: got joint, expected one of {', '.join(JOINT)}. See landmark_training.Trainer.")
     if w.parameters != "none" and basis is not None:
-        name: LossName = w.parameters
         rank = basis.identity.shape[-1]
-        value = PARAMETER_LOSSES[name](basis, posed_parameters(said, rank), posed_parameters(truth, rank))
+        value = PARAMETER_LOSSES[w.parameters](basis, posed_parameters(said, rank), posed_parameters(truth, rank))
         terms["parameters"] = w.parameter_weight * jnp.log1p(value)  # far from the truth it would drown the rest
     if w.regression > 0:
         terms["regression"] = w.regression * landmark_regression_loss(said.landmarks, truth.landmarks)

@@ -7,9 +7,14 @@ train it: points that hair or the head itself hides get large ones, so a fit may
 are 3 x 3 over all channels: on CPUs XLA computes those at 60 to 180 GFLOP/s and channel-wise ones at 2 (measured, batch
 32).
 
+The last map says where all landmarks are about; then each looks for itself at a finer map around that place. From the
+last map alone a network of this size knows how faces usually are, and says so of photos: brows 4 % of the face too high
+(docs/landmark_network.md). What is seen around a landmark holds for photos and renderings alike.
+
 All functions are of one crop; `jax.vmap` makes batches of them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -27,6 +32,9 @@ DEPTHS = (1, 2, 2, 1)  # residual blocks at each of these sizes
 _SQUEEZED = 64  # channels of the last map, all of whose places are read
 _FEATURES = 512
 _GROUP = 16  # channels that are brought to one level together
+_READ = 96  # channels of the finer map that landmarks look at
+_BORDER = 1  # its places beyond the crop, where landmarks may lie, too
+_REACH = 0.08  # sides of the crop; how far a landmark looks about at first, as a deviation
 LOG_SIGMA = (-5.5, 0.0)  # limits of the logarithm of a deviation over the crop's side: 0.4 % to all of it
 _FIRST_LOG_SIGMA = -2.5
 _UNIT_SHARE = 0.1  # an expression unit's mean weight: where its output starts
@@ -124,6 +132,78 @@ class Dense(eqx.Module):
         return self.matrix @ features + self.offset
 
 
+class Merge(eqx.Module):
+    """A coarse map and one twice as fine as a fine one that knows what both do (Lin et al. 2017)."""
+
+    level: Level
+    lateral: Float[Array, "out channel"]
+    inner: Level
+    mixed: Convolution
+
+    def __init__(self, key: Key[Array, ""], channels: int):
+        one, two = jax.random.split(key)
+        self.level, self.inner = Level(channels), Level(_READ)
+        self.lateral = jax.random.normal(one, (_READ, channels)) * np.sqrt(1.0 / channels)
+        self.mixed = Convolution(two, _READ, _READ)
+
+    def __call__(self, coarse: Map | None, fine: Map) -> Map:
+        """The fine map; without a coarse one it begins."""
+        maps = jnp.einsum("hwc,oc->hwo", jax.nn.relu(self.level(fine)), self.lateral.astype(fine.dtype))
+        if coarse is not None:
+            maps = maps + jnp.repeat(jnp.repeat(coarse, 2, axis=0), 2, axis=1)
+        return maps + self.mixed(jax.nn.relu(self.inner(maps)))
+
+
+class Refinement(eqx.Module):
+    """Each landmark's look about the place where it is thought to be.
+
+    Attention (Vaswani et al. 2017) with a query for each landmark, over the places of a map at an eighth of the crop,
+    near ones before far ones: where it looks moves the landmark (as in Nibali et al. 2018), what it sees there moves it
+    further, by less than a place, and says how sure it is.
+    """
+
+    merges: tuple[Merge, ...]
+    level: Level
+    mix: Dense
+    queries: Float[Array, "point read"]
+    answers: Float[Array, "point 4 read"]  # shift (2, tenths of a side), what is added to log sigma's and the logit
+    reach: Float[Array, " point"]  # logarithm of how far it looks about, sides of the crop
+
+    def __init__(self, key: Key[Array, ""], points: int, widths: tuple[int, ...]):
+        *keys, mix = jax.random.split(key, 1 + len(widths))
+        self.merges = tuple(Merge(k, width) for k, width in zip(keys, widths, strict=True))
+        self.level, self.mix = Level(_READ), Dense(mix, _READ, _READ, np.sqrt(2.0))
+        # At first nothing is moved.
+        self.queries, self.answers = jnp.zeros((points, _READ)), jnp.zeros((points, 4, _READ))
+        self.reach = jnp.full(points, float(np.log(_REACH)))
+
+    def __call__(
+        self, maps: Sequence[Map], rough: Float[Array, "point 2"]
+    ) -> tuple[Float[Array, "point 2"], Float[Array, "point 2"]]:
+        """By how much landmarks at `rough` move, and what is added to their log sigma's and visibility's outputs."""
+        seen = self.seen(maps)
+        side = seen.shape[0] - 2 * _BORDER
+        seen = seen.reshape(-1, _READ)
+        along = (np.arange(side + 2 * _BORDER) - _BORDER + 0.5) / side - 0.5
+        places = jnp.asarray(np.stack(np.meshgrid(along, along), axis=-1).reshape(-1, 2), jnp.float32)
+        apart = jnp.sum((places - rough[:, None]) ** 2, axis=-1) * (0.5 * jnp.exp(-2.0 * self.reach))[:, None]
+        share = jax.nn.softmax(self.queries @ seen.T - apart, axis=-1)
+        # Places are coarse: what counts is by how much attention moves from where nothing draws it.
+        shift = (share - jax.nn.softmax(-apart, axis=-1)) @ places
+        answer = jnp.einsum("kac,kc->ka", self.answers, share @ seen)
+        return shift + 0.1 * answer[:, :2], answer[:, 2:]
+
+    def seen(self, maps: Sequence[Map]) -> Map:
+        """What landmarks look at, from maps, fine to coarse: as fine as the first, with a border about the crop."""
+        seen = None
+        for merge, one in zip(self.merges[::-1], maps[::-1], strict=True):
+            seen = merge(seen, one)
+        assert seen is not None  # there are at least two maps
+        seen = jax.nn.relu(self.level(seen))
+        seen = jnp.einsum("hwc,oc->hwo", seen, self.mix.matrix.astype(seen.dtype)) + self.mix.offset
+        return jnp.pad(seen, ((_BORDER, _BORDER), (_BORDER, _BORDER), (0, 0)), mode="edge").astype(jnp.float32)
+
+
 class LandmarkNetwork(eqx.Module):
     """A crop's landmarks, their deviations, and what to start a fit from."""
 
@@ -134,6 +214,7 @@ class LandmarkNetwork(eqx.Module):
     squeeze: Float[Array, "squeezed channel"]
     features: Dense
     head: Dense
+    refinement: Refinement
     mean_points: Float[Array, "point 2"]  # where the points are on average, sides of the crop from its middle
     surface: SurfacePoints  # which points they are
     size: int = eqx.field(static=True)  # px, side of the crop
@@ -150,10 +231,11 @@ class LandmarkNetwork(eqx.Module):
         widths: tuple[int, ...] = WIDTHS,
         depths: tuple[int, ...] = DEPTHS,
     ):
-        if size % 2 ** (len(widths) + 1) != 0 or any(w % _GROUP for w in (_STEM, *widths)):
+        least = 2 ** (len(widths) + 1)
+        if len(widths) < 2 or size % least != 0 or any(w % _GROUP for w in (_STEM, *widths)):
             raise ValueError(
-                f"LandmarkNetwork: got a crop of {size} pixels and widths {widths}, expected a multiple of "
-                f"{2 ** (len(widths) + 1)} and multiples of {_GROUP}."
+                f"LandmarkNetwork: got a crop of {size} pixels and widths {widths}, expected a multiple of {least} and "
+                f"at least two multiples of {_GROUP}."
             )
         keys = iter(jax.random.split(key, 8 + 2 * len(widths) + sum(depths)))
         points = surface.vertices.shape[0]
@@ -165,6 +247,7 @@ class LandmarkNetwork(eqx.Module):
         self.squeeze = jax.random.normal(next(keys), (_SQUEEZED, widths[-1])) * np.sqrt(1.0 / widths[-1])
         self.features = Dense(next(keys), side * side * _SQUEEZED, _FEATURES, np.sqrt(2.0))
         self.head = Dense(next(keys), _FEATURES, 4 * points + 6 + 3 + units + identity, 0.1)
+        self.refinement = Refinement(next(keys), points, widths[1:])
         self.mean_points = jnp.zeros((points, 2))
         self.surface = surface
         self.size, self.units, self.identity = size, units, identity
@@ -189,11 +272,13 @@ class LandmarkNetwork(eqx.Module):
         maps = 4.0 * (pixels - 0.45)
         for convolution in self.stem:
             maps = jax.nn.relu(convolution(maps))
+        finer = []
         for number, blocks in enumerate(self.blocks):
             if number > 0:
                 maps = self.downs[number - 1](maps)
             for block in blocks:
                 maps = block(maps)
+            finer.append(maps)
         maps = jax.nn.relu(self.last(maps)).astype(jnp.float32)
         squeezed = jnp.einsum("hwc,sc->hws", maps, self.squeeze)
         features = jax.nn.relu(self.features(squeezed.reshape(-1)))
@@ -202,9 +287,12 @@ class LandmarkNetwork(eqx.Module):
         place, sigma, seen, turn, placement, expression, identity = jnp.split(
             out, np.cumsum([2 * n, n, n, 6, 3, self.units]).tolist()
         )
+        rough = self.mean_points + 0.3 * place.reshape(n, 2)
+        shift, more = self.refinement(finer[1:], rough)
+        sigma, seen = sigma + more[:, 0], seen + more[:, 1]
         low, high = LOG_SIGMA
         return Prediction(
-            landmarks=self.mean_points + 0.3 * place.reshape(n, 2),
+            landmarks=rough + shift,
             log_sigma=low + (high - low) * jax.nn.sigmoid(sigma + _logit((_FIRST_LOG_SIGMA - low) / (high - low))),
             visible=seen,
             rotation=rotation_from_columns(turn.reshape(2, 3) + jnp.asarray(_UPRIGHT)),
@@ -214,9 +302,8 @@ class LandmarkNetwork(eqx.Module):
         )
 
 
-_UPRIGHT = np.array(
-    [[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]
-)  # first two columns of the rotation of a head facing the camera
+# First two columns of the rotation of a head facing the camera.
+_UPRIGHT = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
 
 
 def _logit(share: float) -> float:

@@ -16,9 +16,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
-from fitting.landmark_losses import LandmarkLossWeights, Truth, landmark_terms, within_one_sigma
+from fitting.landmark_losses import JOINT, LandmarkLossWeights, Truth, landmark_terms, within_one_sigma
 from fitting.landmark_network import LandmarkNetwork, Prediction
-from fitting.parameter_losses import LossBasis, loss_basis
+from fitting.parameter_losses import LossBasis, LossName, choose_loss, loss_basis
 from fitting.portraits.stream import Examples
 from morphable.model import MorphableModel
 
@@ -42,6 +42,7 @@ class LandmarkTraining:
     reuse: float = 3.0  # times that each portrait is looked at, turned and tinted otherwise
     pool: int = 32_768  # portraits that a batch is drawn from: the latest ones
     identity_rank: int = 60  # coefficients that the parameter losses count
+    look_ahead: int = 10  # steps with each of two losses before one is chosen, where weights.parameters is "joint"
     weights: LandmarkLossWeights = LandmarkLossWeights()
 
 
@@ -240,6 +241,10 @@ def start(network: LandmarkNetwork, settings: LandmarkTraining) -> State:
     return State(network, network, own, jnp.zeros((), jnp.int32))
 
 
+def _with_parameters(settings: LandmarkTraining, name: LossName) -> LandmarkTraining:
+    return dataclasses.replace(settings, weights=dataclasses.replace(settings.weights, parameters=name))
+
+
 class Trainer:
     """Compiled steps on all local devices: examples are spread over them, parameters are on each."""
 
@@ -256,7 +261,7 @@ class Trainer:
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.shared = jax.device_put(shared, self.everywhere)
 
-        def advance(state: State, examples: Examples, shared: Shared):
+        def advance(state: State, examples: Examples, shared: Shared, settings: LandmarkTraining):
             key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
             free, fixed = eqx.partition(state.network, _trained(state.network))
             loss = lambda f: losses(eqx.combine(f, fixed), examples, shared, settings, key)  # noqa: E731
@@ -270,11 +275,20 @@ class Trainer:
             )
             return State(network, average, own, state.step + 1), {"total": total, **terms}
 
+        # By the loss that is the measure of both where two compete, as in 3DDFA_V2.
+        judge = _with_parameters(settings, "vdc") if settings.weights.parameters == "joint" else settings
+
         def evaluate(network, examples, shared):
-            return losses(network, examples, shared, settings, jax.random.key(0), vary=False)[1]
+            total, terms = losses(network, examples, shared, judge, jax.random.key(0), vary=False)
+            return {"total": total, **terms}
 
         self._advance = eqx.filter_jit(advance)
         self._evaluate = eqx.filter_jit(evaluate)
+
+    @property
+    def stride(self) -> int:
+        """Steps that are taken at once."""
+        return self.settings.look_ahead if self.settings.weights.parameters == "joint" else 1
 
     def placed(self, state: State) -> State:
         """A state on the devices."""
@@ -283,7 +297,24 @@ class Trainer:
 
     def step(self, state: State, examples: Examples) -> tuple[State, dict[str, Array]]:
         """One step, and the terms before it."""
-        return self._advance(state, jax.device_put(examples, self.spread), self.shared)
+        return self._advance(state, jax.device_put(examples, self.spread), self.shared, self.settings)
+
+    def joint_steps(self, state: State, batches: Sequence[Examples], held: Examples) -> tuple[State, dict[str, Array]]:
+        """A step for each batch, all with whichever of two parameter losses leads to less VDC on a batch held back.
+
+        Meta-joint optimisation (Guo et al. 2020, section 2.3). The terms are those of the held batch afterwards.
+        """
+        spread = lambda examples: jax.device_put(examples, self.spread)  # noqa: E731
+        kinds = [_with_parameters(self.settings, name) for name in JOINT]
+        advances = [lambda s, batch, kind=kind: self._advance(s, batch, self.shared, kind)[0] for kind in kinds]
+        terms: list[dict[str, Array]] = []
+
+        def error(state: State, batch: Examples) -> Array:
+            terms.append(self._evaluate(state.network, batch, self.shared))
+            return terms[-1]["parameters"]
+
+        found = choose_loss(state, advances, error, [spread(b) for b in batches], spread(held))
+        return found.state, terms[found.chosen] | {f"{JOINT[0]}_chosen": jnp.asarray(1.0 - found.chosen)}
 
     def evaluate(self, network: LandmarkNetwork, examples: Examples) -> dict[str, float]:
         """Terms and figures of examples as they are, means over whole batches."""
@@ -344,26 +375,40 @@ def train(
     report: Callable[[int, State, dict[str, float]], None] = lambda *_: None,
     every: int = 100,
 ) -> State:
-    """Steps from the state's own up to `until`; `report` gets the mean of each term over every so many steps."""
+    """Steps from the state's own up to `until`; `report` gets the mean of each term over every so many steps.
+
+    Where two losses compete, steps come in strides: `until` and `every` must be multiples, so that a resumed run
+    chooses as an unbroken one does.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
+    stride, first = trainer.stride, int(state.step)
+    if until % stride or every % stride:
+        raise LandmarkTrainingError(
+            f"train-landmarks: got {until} steps and reports every {every}, expected multiples of {stride}, the steps "
+            "after which a loss is chosen. Change --steps and --every."
+        )
     recent: list[dict[str, Array]] = []
     with ThreadPoolExecutor(1) as reader:
-        first = int(state.step)
-        coming = reader.submit(pool.batch, first)
-        for step in range(first, until):
-            batch = coming.result()
-            if step + 1 < until:
-                coming = reader.submit(pool.batch, step + 1)
-            state, terms = trainer.step(state, batch)
+        # Where losses compete, the batch after the stride's decides; the next stride begins with it.
+        needed = lambda step: [pool.batch(k) for k in range(step, step + stride + (stride > 1))]  # noqa: E731
+        coming = reader.submit(needed, first)
+        for step in range(first, until, stride):
+            batches, done = coming.result(), step + stride
+            if done < until:
+                coming = reader.submit(needed, done)
+            if stride == 1:
+                state, terms = trainer.step(state, batches[0])
+            else:
+                state, terms = trainer.joint_steps(state, batches[:-1], batches[-1])
             recent.append(terms)
-            if (step + 1) % every == 0 or step + 1 == until:
+            if done % every == 0 or done == until:
                 means = {name: float(np.mean([float(t[name]) for t in recent])) for name in terms}
                 if not all(np.isfinite(v) for v in means.values()):
                     raise LandmarkTrainingError(
-                        f"train-landmarks: got a loss that is not finite after step {step + 1}, expected numbers. "
+                        f"train-landmarks: got a loss that is not finite after step {done}, expected numbers. "
                         "Resume from the last checkpoint with a smaller --learning-rate."
                     )
-                report(step + 1, state, means)
+                report(done, state, means)
                 recent = []
     return state

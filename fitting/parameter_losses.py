@@ -11,6 +11,7 @@ linear in the coefficients c. How far the vertices move when one parameter alone
 second moments of the basis, which are a model's and are summed once: no vertex is computed.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import jaxlie
 import numpy as np
-import optax
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int
 
@@ -354,68 +354,32 @@ State = TypeVar("State")
 Batch = TypeVar("Batch")
 
 
-class Learner(NamedTuple):
-    """What a step of training changes: a network, or anything with arrays, and its optimiser's memory."""
-
-    network: Any
-    memory: optax.OptState
-
-
-def start_learning(network: Any, optimiser: optax.GradientTransformation) -> Learner:
-    """A network that has not learned yet."""
-    return Learner(network, optimiser.init(eqx.filter(network, eqx.is_inexact_array)))
-
-
-def advance_by(
-    loss: Callable[[Any, Any], Float[Array, ""]], optimiser: optax.GradientTransformation
-) -> Callable[[Learner, Any], Learner]:
-    """One step of an optimiser down a loss(network, batch), as a function of learner and batch."""
-
-    def advance(learner: Learner, batch: Any) -> Learner:
-        gradient = eqx.filter_grad(loss)(learner.network, batch)
-        weights = eqx.filter(learner.network, eqx.is_inexact_array)
-        updates, memory = optimiser.update(gradient, learner.memory, weights)
-        return Learner(eqx.apply_updates(learner.network, updates), memory)
-
-    return advance
-
-
 class Choice(NamedTuple):
     """What looking ahead found."""
 
     state: Any  # after the steps with the loss that did best
-    chosen: Int[Array, ""]  # which one that is
-    errors: Float[Array, " loss"]  # of each, on the held batch
+    chosen: int  # which one that is
+    errors: Float[np.ndarray, " loss"]  # of each, on the held batch
 
 
 def choose_loss(
     state: State,
     advances: Sequence[Callable[[State, Batch], State]],
     error: Callable[[State, Batch], Float[Array, ""]],
-    batches: Batch,
+    batches: Sequence[Batch],
     held: Batch,
 ) -> Choice:
     """Trains some steps with each of several losses, keeps what does best on a batch that none has seen.
 
     Meta-joint optimisation (Guo et al. 2020) has two, fWPDC and VDC, and the VDC as the error: far from
     the truth the first goes faster, close to it the second goes where it should, and nobody need say when.
-    `batches` are those of the steps one after the other, stacked along a first axis; their number is that of steps.
+    `batches` are those of the steps one after the other; `advances` and `error` are compiled by who calls.
     The steps are the training, not a trial of it: go on from `Choice.state`. A loss that led to NaN is not chosen, as
     long as another did not.
     """
     if not advances:
-        raise ValueError("choose_loss: got no advances, expected one for each loss to choose from. See advance_by.")
-    start, rest = eqx.partition(state, eqx.is_array)
-    ends = []
-    for advance in advances:
-
-        def step(arrays, batch, advance=advance):
-            return eqx.filter(advance(eqx.combine(arrays, rest), batch), eqx.is_array), None
-
-        ends.append(lax.scan(step, start, batches)[0])
-    errors = jnp.stack([error(eqx.combine(end, rest), held) for end in ends])
-    index = jnp.argmin(jnp.where(jnp.isnan(errors), jnp.inf, errors))
-    best = ends[0]
-    for k, end in enumerate(ends[1:], start=1):
-        best = jax.tree.map(lambda new, old, k=k: jnp.where(index == k, new, old), end, best)
-    return Choice(eqx.combine(best, rest), index, errors)
+        raise ValueError("choose_loss: got no advances, expected one for each loss to choose from.")
+    ends = [functools.reduce(advance, batches, state) for advance in advances]
+    errors = np.array([float(error(end, held)) for end in ends])
+    chosen = int(np.argmin(np.where(np.isnan(errors), np.inf, errors)))
+    return Choice(ends[chosen], chosen, errors)

@@ -60,6 +60,19 @@ def filled(tree: Any, arrays: Mapping[str, np.ndarray], path: Path, command: str
     return eqx.combine(jax.tree_util.tree_unflatten(plan, [jnp.asarray(x) for x in filled]), rest)
 
 
+def carried_over(tree: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, list[str]]:
+    """The tree with those arrays that fit one of its own by name and shape, and the names of those left as they are."""
+    own, rest = eqx.partition(tree, eqx.is_array)
+    leaves, plan = jax.tree_util.tree_flatten_with_path(own)
+    kept, left = [], []
+    for where, leaf in leaves:
+        name = jax.tree_util.keystr(where, simple=True, separator=".")
+        fits = name in arrays and arrays[name].shape == leaf.shape and bool(np.isfinite(arrays[name]).all())
+        kept.append(jnp.asarray(arrays[name], leaf.dtype) if fits else leaf)
+        left += [] if fits else [name]
+    return eqx.combine(jax.tree_util.tree_unflatten(plan, kept), rest), left
+
+
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:
     """Write arrays by name, and a description of what they are (JSON)."""
     from safetensors.numpy import save_file

@@ -21,7 +21,8 @@ SKULL = np.array([0.0, 15.0, -62.0])  # mm; of the mean head: level with the bro
 COLUMNS, ROWS = 72, 26  # of the hull: azimuths, 0 to the front and growing to the subject's left; polar angles
 LOWEST = np.deg2rad(150.0)  # polar angle, from straight up, at which the hull ends: below chin and nape
 _OPENNESS_DIRECTIONS = 48
-_BUSHY_MM = 4.5  # by which thick brows are wider than the model's
+_BUSHY_MM = 4.5  # by which thick brows are wider than the model's, ...
+_BUSHY_DROP_MM = 2.0  # ... more below than above
 
 
 class Studio(eqx.Module):
@@ -77,11 +78,12 @@ def studio(model: MorphableModel) -> Studio:
 
 
 def _around(mean: Float[np.ndarray, "vertex 3"], mask: Float[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:
-    """A mask grown by some millimetres."""
+    """A mask grown by some millimetres, downwards most."""
     inside = np.flatnonzero(mask > 0.1)
     if len(inside) == 0:
         return np.zeros(len(mean))
-    apart = np.linalg.norm(mean[:, None] - mean[inside][None], axis=2)
+    lower = mean[inside] - [0.0, _BUSHY_DROP_MM, 0.0]
+    apart = np.linalg.norm(mean[:, None] - lower[None], axis=2)
     return np.max(mask[inside] * np.exp(-((apart / _BUSHY_MM) ** 2)), axis=1)
 
 

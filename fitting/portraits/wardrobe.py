@@ -363,8 +363,10 @@ def paint(studio: Studio, albedo: Float[Array, "vertex 3"], key: Key[Array, ""],
     full = jnp.where(bearded & (u[7] >= 0.4), 1.0 + 11.0 * u[9] ** 2, 0.0)
     coloured = over(coloured, beard, colour * (0.7 + 0.6 * u[10]))
     # Brows: from nearly none to thick; the model's own are part of its albedo.
+    # They stay dark when hair is fair, grey or dyed.
     brows = jnp.maximum(mask("brows"), u[28] * studio.bushy)
-    coloured = over(coloured, (0.3 + 0.7 * u[11]) * brows * (1 + 0.2 * grain), colour * (0.5 + 0.5 * u[12]))
+    dark = jnp.where(u[29] < 0.6, jnp.minimum(colour, jnp.asarray([0.06, 0.04, 0.025])), colour)
+    coloured = over(coloured, (0.3 + 0.7 * u[11]) * brows * (1 + 0.2 * grain), dark * (0.4 + 0.6 * u[12]))
     # Lips are darker and redder than skin, more or less.
     bare_lips = mask("lips")[:, None] * jnp.asarray([0.12, 0.42, 0.36]) * (0.2 + 0.8 * u[26])
     coloured = coloured * (1.0 - bare_lips)

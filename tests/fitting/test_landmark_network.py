@@ -1,7 +1,10 @@
 """The landmark network: what it says, what its answers cost, how it learns, and its files."""
 
 import dataclasses
-from typing import get_args
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -11,17 +14,16 @@ import numpy as np
 import pytest
 from helpers import finite_difference
 
-from fitting.landmark_checkpoint import load_checkpoint, load_network, save_checkpoint, save_network
+from fitting.landmark_checkpoint import begun_from, load_checkpoint, load_network, save_checkpoint, save_network
 from fitting.landmark_losses import (
     LandmarkLossWeights,
-    ParameterLossName,
     Truth,
     landmark_terms,
     likelihood,
     posed_parameters,
     within_one_sigma,
 )
-from fitting.landmark_network import LandmarkNetwork, Prediction, rotation_from_columns
+from fitting.landmark_network import LandmarkNetwork, Prediction, Refinement, rotation_from_columns
 from fitting.landmark_training import (
     LandmarkTraining,
     LandmarkTrainingError,
@@ -34,6 +36,7 @@ from fitting.landmark_training import (
     train,
     varied,
 )
+from fitting.parameter_losses import PARAMETER_LOSSES
 from fitting.portraits.stream import Examples
 from fitting.weights_file import CheckpointError
 from morphable.landmarks import MIRROR_68, SurfacePoints
@@ -105,8 +108,27 @@ def test_a_network_says_something_of_every_size_it_should(tiny, fresh):
     assert (fresh.widths, fresh.depths, fresh.points) == ((16, 32), (1, 1), 68)
     # Untrained, it says the mean: a head that faces the camera, near the middle.
     np.testing.assert_allclose(said.rotation, np.diag([1.0, -1.0, -1.0]), atol=0.5)
-    with pytest.raises(ValueError, match="multiple of 8 and multiples of 16"):
+    with pytest.raises(ValueError, match="multiple of 8 and at least two multiples of 16"):
         LandmarkNetwork(jax.random.key(0), tiny.landmarks, 3, 4, size=36, widths=(16, 32), depths=(1, 1))
+
+
+def test_a_landmark_goes_where_its_query_draws_it_and_no_farther_than_it_looks(key):
+    refinement = Refinement(key, 5, (16, 32))
+    fine, coarse = jax.random.normal(key, (8, 8, 16)), jax.random.normal(jax.random.fold_in(key, 1), (4, 4, 32))
+    rough = jnp.asarray([[0.0, 0.0], [0.2, 0.1], [-0.3, 0.3], [0.6, 0.0], [0.0, -0.45]])
+    act = eqx.filter_jit(lambda r, maps: r(maps, rough))
+    shift, more = act(refinement, (fine, coarse))
+    np.testing.assert_allclose(shift, 0.0, atol=1e-6)  # untrained, it leaves landmarks where they are
+    np.testing.assert_array_equal(more, 0.0)
+    seen = np.asarray(refinement.seen((fine, coarse)))
+    channel = int(np.argmax(seen.std(axis=(0, 1))))
+    row, column = np.unravel_index(np.argmax(seen[..., channel]), seen.shape[:2])
+    drawn = eqx.tree_at(lambda r: r.queries, refinement, refinement.queries.at[:, channel].set(1e4))
+    far = eqx.tree_at(lambda r: r.reach, drawn, jnp.full(5, 8.0))  # nowhere is far
+    strongest = (np.array([column, row]) - 1 + 0.5) / 8 - 0.5
+    np.testing.assert_allclose(act(far, (fine, coarse))[0], np.broadcast_to(strongest, (5, 2)), atol=1e-4)
+    near = eqx.tree_at(lambda r: (r.queries, r.reach), drawn, (1e-3 * drawn.queries, jnp.full(5, np.log(0.02))))
+    assert float(jnp.abs(act(near, (fine, coarse))[0]).max()) < 0.2
 
 
 # ------------------------------------------------------------------------------------------------------- losses
@@ -138,7 +160,7 @@ def truths(tiny) -> Truth:
 
 def test_every_loss_is_nothing_at_the_truth_and_something_beside_it(tiny, shared_by_tiny):
     truth = jax.tree.map(lambda x: jnp.asarray(x[0]), truths(tiny))
-    names = get_args(ParameterLossName)
+    names = (*PARAMETER_LOSSES, "none")
 
     @jax.jit
     def cost(said):
@@ -160,6 +182,14 @@ def test_every_loss_is_nothing_at_the_truth_and_something_beside_it(tiny, shared
         for term in set(exact[name]) - {"likelihood"}:
             assert float(off[name][term]) > 5e-4 and abs(float(exact[name][term])) < 5e-5, (name, term)
         assert float(off[name]["likelihood"]) > float(exact[name]["likelihood"])
+
+
+def test_the_choice_between_losses_is_no_loss(tiny, shared_by_tiny):
+    truth = jax.tree.map(lambda x: jnp.asarray(x[0]), truths(tiny))
+    said = Prediction(truth.landmarks, jnp.zeros(68), truth.visible, truth.rotation, truth.placement, truth.expression,
+                      truth.identity)  # fmt: skip
+    with pytest.raises(ValueError, match="got joint, expected one of fwpdc, vdc"):
+        landmark_terms(said, truth, LandmarkLossWeights(parameters="joint"), shared_by_tiny.basis)
 
 
 def test_parameters_pose_the_landmarks_where_the_crop_shows_them(head):
@@ -259,6 +289,22 @@ def test_training_resumed_from_a_checkpoint_ends_where_an_unbroken_one_does(tiny
     np.testing.assert_array_equal(whole.network.mean_points, fresh.mean_points)
 
 
+def test_losses_that_compete_are_chosen_alike_after_a_checkpoint(tiny, shared_by_tiny, fresh):
+    settings = dataclasses.replace(SETTINGS, look_ahead=2, weights=LandmarkLossWeights(parameters="joint"))
+    trainer, reports = Trainer(shared_by_tiny, settings), []
+    told = lambda step, _, terms: reports.append((step, terms))  # noqa: E731
+    begun = trainer.placed(start(fresh, settings))
+    whole = train(trainer, begun, pool(tiny, settings), 4, told, every=2)
+    half = train(trainer, begun, pool(tiny, settings), 2)
+    rest = train(trainer, half, pool(tiny, settings), 4)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(rest), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert int(whole.step) == 4 and [step for step, _ in reports] == [2, 4]
+    assert all(terms["fwpdc_chosen"] in (0.0, 1.0) and terms["parameters"] > 0 for _, terms in reports)
+    with pytest.raises(LandmarkTrainingError, match="got 5 steps and reports every 2, expected multiples of 2"):
+        train(trainer, begun, pool(tiny, settings), 5, every=2)
+
+
 def test_training_learns(tiny, trainer, fresh):
     few = examples(tiny, 0, 4)
     state = trainer.placed(start(fresh, SETTINGS))
@@ -283,7 +329,56 @@ def test_batches_that_devices_cannot_share_are_refused(shared_by_tiny):
         Trainer(shared_by_tiny, SETTINGS, devices=jax.local_devices() * 3)
 
 
+def test_devices_share_a_batch_and_maps_may_be_of_half_precision(tiny, trainer, fresh, tmp_path):
+    alone, terms = trainer.placed(start(fresh, SETTINGS)), {}
+    for _ in range(3):
+        alone, terms = trainer.step(alone, examples(tiny, 0, 4))
+    root = Path(__file__).parents[2]
+    script = f"""
+import dataclasses, importlib.util, sys
+sys.path[:0] = [{str(root)!r}, {str(root / "tests")!r}]
+import jax, jax.numpy as jnp, numpy as np
+from helpers import tiny_model
+spec = importlib.util.spec_from_file_location("cases", {__file__!r})
+cases = importlib.util.module_from_spec(spec); spec.loader.exec_module(cases)
+tiny = tiny_model()
+settings = dataclasses.replace(cases.SETTINGS, bfloat16=True)
+trainer = cases.Trainer(cases.shared_by(tiny, jnp.asarray(cases.MIRROR_68), 3, vertices=20), settings)
+state = trainer.placed(cases.start(cases.network(tiny), settings))
+for step in range(3):
+    state, terms = trainer.step(state, cases.examples(tiny, 0, 4))
+assert len(state.step.sharding.device_set) == 2
+assert state.network.head.matrix.dtype == jnp.float32
+np.savez({str(tmp_path / "out.npz")!r}, offset=state.network.head.offset, total=terms["total"])
+"""
+    flags = f"--xla_force_host_platform_device_count=2 {os.environ.get('XLA_FLAGS', '')}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": flags}, cwd=root
+    )
+    assert done.returncode == 0, done.stderr
+    out = np.load(tmp_path / "out.npz")
+    assert float(out["total"]) == pytest.approx(float(terms["total"]), rel=0.02)
+    # A step of AdamW has the size of its rate, whatever the gradient: half precision turns the sign of small ones.
+    moved, mine = out["offset"] - fresh.head.offset, np.asarray(alone.network.head.offset - fresh.head.offset)
+    assert np.abs(mine).max() > 0.5 * SETTINGS.learning_rate
+    assert np.corrcoef(moved, mine)[0, 1] > 0.95
+
+
 # -------------------------------------------------------------------------------------------------------- files
+
+
+def test_another_networks_weights_are_a_start_as_far_as_they_fit(tiny, fresh, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_network(path, fresh, tiny, {})
+    other = eqx.filter_jit(LandmarkNetwork)(
+        jax.random.key(1), tiny.landmarks, 2, tiny.shape.rank, size=SIZE, widths=(16, 48), depths=(1, 1)
+    )
+    begun, left = begun_from(path, other)
+    np.testing.assert_allclose(begun.stem[0].filters, fresh.stem[0].filters, atol=1e-3)
+    np.testing.assert_array_equal(begun.head.matrix, other.head.matrix)  # fewer units
+    assert {"head.matrix", "downs.0.filters"} <= set(left) and "stem.0.filters" not in left
+    np.testing.assert_array_equal(begun.surface.weights, other.surface.weights)
+    assert begun_from(path, fresh)[1] == []
 
 
 def test_weights_go_around_and_are_for_their_model(tiny, head, fresh, tmp_path):
