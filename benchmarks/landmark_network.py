@@ -23,7 +23,7 @@ import morphable
 from fitting.clip.frames import ClipWriter
 from fitting.clip.motion import Track
 from fitting.clip.tracking import track
-from fitting.clip.turned import save_turned_clip
+from fitting.clip.turned import ClipSettings, save_turned_clip
 from fitting.detection import Face, NoFaceError, detect_faces
 from fitting.evaluation import FaceMesh, landmark_errors, mean_face, scan_to_mesh
 from fitting.face_profiling import profile_mesh
@@ -39,6 +39,7 @@ from fitting.portraits.studio import studio
 from fitting.sighting import Square
 
 _BINS = ((0, 30), (30, 60), (60, 91))
+_TURNS = {"turned": ClipSettings(), "to the sides": ClipSettings(yaw=85.0, pitch=5.0)}  # of the bundled photo
 VIEWS = ("y-60", "y-30", "y+00", "y+30", "y+60")
 
 
@@ -222,20 +223,22 @@ def video(provider: NetworkProvider, fitter: Fitter, data: Path):
     print(
         "clip             source    lost %  jitter px (before)      mm  rotation, deg  pose error, deg (steady)  NME %"
     )
-    with tempfile.TemporaryDirectory() as folder:
-        turned, truth = Path(folder) / "turned.mp4", Path(folder) / "turned.npz"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         photo = read_photo(Path(fitting.__file__).parent / "examples" / "eileen_collins.jpg")
         profile = profile_mesh(fitter.fit(photo, detect_faces(photo)[0]), photo, 512)
-        with ClipWriter(turned) as writer:
-            save_turned_clip(truth, writer.write, profile, frames=50)
-        for path in (*sorted((data / "video").glob("*.mp4")), turned):
+        for clip, settings in _TURNS.items():
+            with ClipWriter(folder / f"{clip}.mp4", settings.rate) as writer:
+                save_turned_clip(folder / f"{clip}.npz", writer.write, profile, seed=1, frames=60, settings=settings)
+        for path in (*sorted((data / "video").glob("*.mp4")), *(folder / f"{clip}.mp4" for clip in _TURNS)):
             for name, source in (("dlib", None), ("network", provider)):
-                out = Path(folder) / path.stem / name
+                out = folder / path.stem / name
                 found = track(path, out, model=fitter.model, landmarks=source, pictures=False)
                 before, after = found.before, found.after
                 line = f"{path.stem:16s} {name:8s} {100 * found.lost / found.frames:7.1f} {after.jitter_px:12.2f} "
                 line += f"({before.jitter_px:.2f}) {after.jitter_mm:7.2f} {after.rotation_jitter_deg:14.2f}"
-                print(line + (_errors(found.track, fitter, truth) if path == turned else ""), flush=True)
+                truth = path.with_suffix(".npz")
+                print(line + (_errors(found.track, fitter, truth) if path.stem in _TURNS else ""), flush=True)
 
 
 def _errors(found: Track, fitter: Fitter, truth: Path) -> str:

@@ -80,8 +80,9 @@ _EYES = ((36, 39), (42, 45))  # corners of the right and the left eye, from left
 _LID_POINTS = ((37, 38, 40, 41), (43, 44, 46, 47))
 _OPEN_MM = 10.0  # between the lids of an open eye
 # How far landmarks of closed lids are apart, in openings of the open eye: dlib's 0.65 to 0.8, those of the landmark
-# network's first weights 0.9 in renderings and 0.8 in a film. For the network 0.75, 0.9 and 1 give alike weights of
-# blinks (errors of 0.070, 0.071 and 0.071), so there is one for both.
+# network 0.9 and 0.55 with two sets of its weights. There is one number for all, since it matters little: weights of
+# blinks in a rendered clip err by 0.070 with 0.75 and 0.071 with 0.9 or 1 for the former, by 0.033 with 0.75 and 0.034
+# with 0.55 for the latter.
 _SEEN_CLOSED = 0.75
 _LID_ERROR_MM = 4.0  # how far each then lies from where it should
 

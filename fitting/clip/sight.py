@@ -162,8 +162,8 @@ class NetworkSight:
 
     def placed(self, photo: Photo, head: Whereabouts) -> Face | None:
         """In about the square around the landmarks."""
-        down = -head.rotation[:, 1]
-        square = around(head.landmarks, float(np.arctan2(-down[0], down[1])))  # as Sighting.roll
+        roll = float(np.arctan2(head.rotation[0, 1], -head.rotation[1, 1]))  # as Sighting.roll
+        square = around(head.landmarks, roll)
         if not _shows(photo, square):
             return None
         return as_face(photo, look_steadily(self.provider.network, photo, square))
