@@ -16,9 +16,11 @@ from fitting.weights_file import (
     FileKind,
     filled,
     in_half_precision,
-    named_arrays,
     read_arrays,
+    read_state,
+    shaped,
     write_arrays,
+    write_state,
 )
 from morphable.model import MorphableModel
 
@@ -49,21 +51,17 @@ def load_network(path: str | Path | None, model: MorphableModel) -> DetailNetwor
             f"{mine['name']}. Train some with 'facefit train-detail --model', or use '--detail optimise', which needs "
             "none."
         )
-    return filled(_skeleton(description, path), arrays, path, _KIND.command)
+    return filled(shaped(description, path, _KIND, _network), arrays, path, _KIND.command)
 
 
 def save_checkpoint(path: str | Path, state: State, model: MorphableModel, record: Mapping[str, Any]) -> None:
     """Write everything that the next step depends on, exactly."""
-    arrays = {name: np.asarray(leaf) for name, leaf in named_arrays(state).items()}
-    write_arrays(path, arrays, {**_description(state.network, model), "record": dict(record)})
+    write_state(path, state, _description(state.network, model), record)
 
 
 def load_checkpoint(path: str | Path, settings: TrainingSettings) -> tuple[State, dict[str, Any]]:
     """The state to go on from under these settings, and the record that was saved with it."""
-    arrays, description = read_arrays(Path(path), _KIND)
-    skeleton = eqx.filter_eval_shape(start, _skeleton(description, Path(path)), settings)
-    state = filled(skeleton, arrays, Path(path), _KIND.command)
-    return state, description.get("record", {})
+    return read_state(path, _KIND, _network, lambda network: start(network, settings))
 
 
 def _description(network: DetailNetwork, model: MorphableModel) -> dict[str, Any]:
@@ -91,22 +89,15 @@ def _of_model(model: MorphableModel) -> dict[str, Any]:
     }
 
 
-def _skeleton(description: Mapping[str, Any], path: Path) -> DetailNetwork:
-    """The network that a file describes, shapes in place of arrays: drawing weights only to replace them costs 15 s."""
-    try:
-        plan = description["network"]
-        return eqx.filter_eval_shape(
-            DetailNetwork,
-            jax.random.key(0),
-            names=tuple(str(n) for n in description["model"]["names"]),
-            identity=int(plan["identity"]),
-            size=int(plan["size"]),
-            widths=tuple(int(w) for w in plan["widths"]),
-            attention=bool(plan["attention"]),
-            window=tuple(int(n) for n in plan["window"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: got a description without a usable plan of the network ({error}), expected one that 'facefit "
-            "train-detail' wrote. Use another file."
-        ) from error
+def _network(description: Mapping[str, Any]) -> DetailNetwork:
+    plan = description["network"]
+    return eqx.filter_eval_shape(
+        DetailNetwork,
+        jax.random.key(0),
+        names=tuple(str(n) for n in description["model"]["names"]),
+        identity=int(plan["identity"]),
+        size=int(plan["size"]),
+        widths=tuple(int(w) for w in plan["widths"]),
+        attention=bool(plan["attention"]),
+        window=tuple(int(n) for n in plan["window"]),
+    )

@@ -65,9 +65,11 @@ class Settings:
     failed_doubt: float = 1.4  # spread over UNSURE_SPREAD, times the root of misfit over usual_energy; see _doubt
     usual_energy: float = 15.0  # landmarks, jaw, identity and expression together, of a good fit to dlib's points
     restart_energy: float = 0.75  # the same energy for each landmark, above which other starts are tried
-    # A network's points are wrong together: as so many times less sure each than it says, and never surer than this.
-    sighting_inflation: float = 2.0
-    sighting_floor_mm: float = 1.0
+    # A network's points are wrong together, so in the fit each is less sure than it says: iBUG's by as much as dlib's
+    # are, and the hundreds between them, which mostly follow from those, so many times (docs/landmark_network.md).
+    sighting_inner_mm: float = 3.5
+    sighting_jaw_mm: float = 2.5
+    dense_inflation: float = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,29 +355,32 @@ class Fitter:
         return problem, first, box
 
     def _with_sighting(self, problem: Problem, sighting: Sighting, box: Float[np.ndarray, "4"]) -> Problem:
-        """The problem with a network's points: iBUG's inner ones as landmarks, all others as the term "dense".
+        """The problem with a network's points: those of iBUG that are seen as landmarks, all others as the term "dense".
 
-        The network's jaw points are fixed points of the surface like the rest, so none may slide.
+        Visible jaw points may slide along the jaw line as other detectors' do. Hidden ones are points of the surface to
+        the network, not of the outline, so they do not stand for it.
         """
         s = self.settings
         zoom = s.image_size / box[2]
-        floor = s.sighting_floor_mm * sighting.px_per_mm
         basis, still = self._dense_basis(sighting)
-        sigma = np.where(still, zoom * np.hypot(s.sighting_inflation * sighting.sigma, floor), np.inf)
-        sigma = np.where(np.isfinite(sighting.points).all(axis=1), sigma, np.inf)
-        pixels = (np.where(np.isfinite(sighting.points), sighting.points, 0.0) - box[:2]) * zoom
+        known = np.isfinite(sighting.points).all(axis=1)
+        pixels = (np.where(known[:, None], sighting.points, 0.0) - box[:2]) * zoom
+        sigma = np.where(known, zoom * sighting.sigma, np.inf)
+        named = np.zeros(len(sigma), bool)
+        named[INNER] = True
+        named[:17] = sighting.visible[:17] > 0.5
+        mm = zoom * sighting.px_per_mm * np.r_[np.full(17, s.sighting_jaw_mm), np.full(51, s.sighting_inner_mm)]
+        own = np.where(named[:68], np.hypot(sigma[:68], mm), np.inf)
+        dense = np.where(named | ~still, np.inf, s.dense_inflation * sigma)
         rest = np.ones(len(sigma), bool)
-        rest[INNER] = False
+        rest[INNER] = False  # the jaw's stay: which of them are hidden changes from photo to photo
         single = lambda x: jnp.asarray(x, jnp.float32)  # noqa: E731
-        jaw = np.full(17, np.inf)
+        along = np.maximum(own[:17], zoom * sighting.px_per_mm * s.jaw_along_mm)
         term = LandmarkTerm(
-            PointBasis(basis.mean[rest], basis.modes[rest]), single(pixels[rest]), single(sigma[rest]), problem.centre
+            PointBasis(basis.mean[rest], basis.modes[rest]), single(pixels[rest]), single(dense[rest]), problem.centre
         )
         return dataclasses.replace(
-            problem,
-            sigma_px=single(np.r_[jaw, sigma[INNER]]),
-            sigma_along_px=single(jaw),
-            extra={**problem.extra, "dense": term},
+            problem, sigma_px=single(own), sigma_along_px=single(along), extra={**problem.extra, "dense": term}
         )
 
     def _dense_basis(self, sighting: Sighting) -> tuple[PointBasis, Bool[np.ndarray, " point"]]:

@@ -20,7 +20,10 @@ from fitting.weights_file import (
     in_half_precision,
     named_arrays,
     read_arrays,
+    read_state,
+    shaped,
     write_arrays,
+    write_state,
 )
 from morphable.landmarks import SurfacePoints
 from morphable.model import MorphableModel
@@ -50,7 +53,7 @@ def load_network(path: str | Path | None, model: MorphableModel) -> LandmarkNetw
             f"{path}: got weights for the points and coefficients of {trained_for.get('name')}, expected those of "
             f"{mine['name']}. Train some with 'facefit train-landmarks --model', or use '--landmarks dlib'."
         )
-    return filled(_skeleton(description, path), arrays, path, _KIND.command)
+    return filled(shaped(description, path, _KIND, _network), arrays, path, _KIND.command)
 
 
 def begun_from(path: str | Path, network: LandmarkNetwork) -> tuple[LandmarkNetwork, list[str]]:
@@ -66,15 +69,12 @@ def begun_from(path: str | Path, network: LandmarkNetwork) -> tuple[LandmarkNetw
 
 def save_checkpoint(path: str | Path, state: State, model: MorphableModel, record: Mapping[str, Any]) -> None:
     """Write everything that the next step depends on, exactly."""
-    arrays = {name: np.asarray(leaf) for name, leaf in named_arrays(state).items()}
-    write_arrays(path, arrays, {**_description(state.network, model), "record": dict(record)})
+    write_state(path, state, _description(state.network, model), record)
 
 
 def load_checkpoint(path: str | Path, settings: LandmarkTraining) -> tuple[State, dict[str, Any]]:
     """The state to go on from under these settings, and the record that was saved with it."""
-    arrays, description = read_arrays(Path(path), _KIND)
-    skeleton = eqx.filter_eval_shape(start, _skeleton(description, Path(path)), settings)
-    return filled(skeleton, arrays, Path(path), _KIND.command), description.get("record", {})
+    return read_state(path, _KIND, _network, lambda network: start(network, settings))
 
 
 def _exact(surface: SurfacePoints) -> dict[str, np.ndarray]:
@@ -109,29 +109,22 @@ def _of_model(model: MorphableModel) -> dict[str, Any]:
     }
 
 
-def _skeleton(description: Mapping[str, Any], path: Path) -> LandmarkNetwork:
-    """The network that a file describes, shapes in place of arrays."""
-    try:
-        plan = description["network"]
-        points = int(plan["points"])
-        if not 0 < points < 100_000:
-            raise ValueError(f"{points} points")
+def _network(description: Mapping[str, Any]) -> LandmarkNetwork:
+    plan = description["network"]
+    points = int(plan["points"])
+    if not 0 < points < 100_000:
+        raise ValueError(f"{points} points")
 
-        def drawn(key):
-            surface = SurfacePoints(jnp.zeros((points, 3), jnp.int32), jnp.zeros((points, 3)))
-            return LandmarkNetwork(
-                key,
-                surface,
-                units=int(plan["units"]),
-                identity=int(plan["identity"]),
-                size=int(plan["size"]),
-                widths=tuple(int(w) for w in plan["widths"]),
-                depths=tuple(int(d) for d in plan["depths"]),
-            )
+    def drawn(key):
+        surface = SurfacePoints(jnp.zeros((points, 3), jnp.int32), jnp.zeros((points, 3)))
+        return LandmarkNetwork(
+            key,
+            surface,
+            units=int(plan["units"]),
+            identity=int(plan["identity"]),
+            size=int(plan["size"]),
+            widths=tuple(int(w) for w in plan["widths"]),
+            depths=tuple(int(d) for d in plan["depths"]),
+        )
 
-        return eqx.filter_eval_shape(drawn, jax.random.key(0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: got a description without a usable plan of the network ({error}), expected one that 'facefit "
-            "train-landmarks' wrote. Use another file."
-        ) from error
+    return eqx.filter_eval_shape(drawn, jax.random.key(0))

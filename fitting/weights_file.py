@@ -1,7 +1,7 @@
 """Networks on disk: arrays by their place in a tree, and a description, in safetensors (no code inside)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +71,32 @@ def carried_over(tree: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Any, list
         kept.append(jnp.asarray(arrays[name], leaf.dtype) if fits else leaf)
         left += [] if fits else [name]
     return eqx.combine(jax.tree_util.tree_unflatten(plan, kept), rest), left
+
+
+def shaped(description: Mapping[str, Any], path: Path, kind: FileKind, network: Callable[[Mapping[str, Any]], Any]):
+    """The network of a description, shapes in place of arrays: drawing weights only to replace them takes seconds."""
+    try:
+        return network(description)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: got a description without a usable plan of the network ({error}), expected one that "
+            f"'{kind.command}' wrote. Use another file."
+        ) from error
+
+
+def write_state(path: str | Path, state: Any, description: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Write everything that the next step of a training depends on, exactly."""
+    arrays = {name: np.asarray(leaf) for name, leaf in named_arrays(state).items()}
+    write_arrays(path, arrays, {**description, "record": dict(record)})
+
+
+def read_state(
+    path: str | Path, kind: FileKind, network: Callable[[Mapping[str, Any]], Any], start: Callable[[Any], Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The state to go on from, of the form that `start` gives a network, and the record that was saved with it."""
+    arrays, description = read_arrays(Path(path), kind)
+    skeleton = eqx.filter_eval_shape(start, shaped(description, Path(path), kind, network))
+    return filled(skeleton, arrays, Path(path), kind.command), description.get("record", {})
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray], description: Mapping[str, Any]) -> None:

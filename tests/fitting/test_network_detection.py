@@ -41,7 +41,7 @@ def sighting(head, synthetic, noise_px=0.0, sigma_px=2.0, seed=0) -> Sighting:
         square=around(points[:68]),
         points=points,
         sigma=np.full(len(points), sigma_px),
-        visible=np.ones(len(points)),
+        visible=np.concatenate([~synthetic.hidden, np.ones(len(points) - 68)]).astype(float),
         rotation=np.asarray(camera.rotation, float),
         origin=np.asarray(camera.project(jnp.zeros((1, 3))), float)[0],
         px_per_mm=float(camera.focal[0]) / place[2],
@@ -116,10 +116,11 @@ def test_points_count_by_their_own_deviation(head, fitter, side_view):
     sure = dataclasses.replace(seen, points=moved)
     unsure = dataclasses.replace(sure, sigma=np.where(wrong, 400.0, seen.sigma))
     problems = [fitter.problem(side_view.photo, as_face(s))[0] for s in (seen, unsure, sure)]
+    hidden_jaw = np.flatnonzero(seen.visible[:17] < 0.5)
     ratio = np.asarray(problems[1].extra["dense"].sigma_px) / np.asarray(problems[0].extra["dense"].sigma_px)
-    assert (ratio[np.isfinite(ratio)] > 50).sum() == wrong[[*range(17), *range(68, 320)]].sum() - _eyes(head, wrong)
+    assert (ratio[np.isfinite(ratio)] > 50).sum() == wrong[[*hidden_jaw, *range(68, 320)]].sum() - _eyes(head, wrong)
     right, with_unsure, with_sure = (fitter.fit(side_view.photo, as_face(s)).landmarks2d for s in (seen, unsure, sure))
-    assert np.abs(with_unsure - right).max() < 1.0 < 2.0 < np.abs(with_sure - right).mean()
+    assert np.abs(with_unsure - right).max() < 1.0 < 1.3 < np.abs(with_sure - right).mean()
 
 
 def _eyes(head, wrong) -> int:
@@ -129,11 +130,16 @@ def _eyes(head, wrong) -> int:
     return sum(w and name.startswith("eye") for w, name in zip(wrong, names, strict=True))
 
 
-def test_inner_points_are_landmarks_and_jaw_points_do_not_slide(head, fitter, side_view):
-    problem, first, _ = fitter.problem(side_view.photo, as_face(sighting(head, side_view)))
-    assert np.isinf(np.asarray(problem.sigma_px)[:17]).all() and np.isfinite(np.asarray(problem.sigma_px)[17:]).all()
-    assert np.isinf(np.asarray(problem.sigma_along_px)).all()
-    assert len(problem.extra["dense"].points_px) == 320 - 51
+def test_jaw_points_slide_where_they_are_seen_and_are_points_of_the_surface_elsewhere(head, fitter, side_view):
+    seen = dataclasses.replace(sighting(head, side_view), visible=(np.arange(320) % 2).astype(float))
+    problem, first, _ = fitter.problem(side_view.photo, as_face(seen))
+    slides = np.arange(17) % 2 == 1
+    for sigma in (problem.sigma_px, problem.sigma_along_px):
+        np.testing.assert_array_equal(np.isfinite(np.asarray(sigma)[:17]), slides)
+    assert np.isfinite(np.asarray(problem.sigma_px)[17:]).all()
+    dense = problem.extra["dense"]
+    assert len(dense.points_px) == 320 - 51
+    np.testing.assert_array_equal(np.isfinite(np.asarray(dense.sigma_px)[:17]), ~slides)
     # The start is the network's.
     np.testing.assert_allclose(first.pose.rotation().as_matrix(), side_view.camera.rotation, atol=1e-3)
 
