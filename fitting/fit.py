@@ -355,7 +355,7 @@ class Fitter:
         return problem, first, box
 
     def _with_sighting(self, problem: Problem, sighting: Sighting, box: Float[np.ndarray, "4"]) -> Problem:
-        """The problem with a network's points: those of iBUG that are seen as landmarks, all others as the term "dense".
+        """The problem with a network's points: iBUG's inner ones and seen jaw as landmarks, all others as term "dense".
 
         Visible jaw points may slide along the jaw line as other detectors' do. Hidden ones are points of the surface to
         the network, not of the outline, so they do not stand for it.

@@ -12,13 +12,18 @@ VIDEO_SOURCES = ("dlib", "network")  # that follow a head from frame to frame
 
 
 def check_source(name: str | None, weights: Path | None, among: Collection[str] | None = None) -> None:
-    """Raise UsageError for weights without a source that has some, or that are no file, and for MediaPipe without.
+    """Raise UsageError for names of nothing, weights without a source that has some, and MediaPipe without any.
 
     `among` are the sources there are, where it cannot be a file.
     """
     if among is not None and name is not None and name not in among:
         raise UsageError(
             f"--landmarks: got {name!r}, expected {' or '.join(among)}. Files and other detectors serve photos only."
+        )
+    if name is not None and name not in SOURCES and not Path(name).suffix:
+        raise UsageError(
+            f"--landmarks: got {name!r}, expected {', '.join(SOURCES)}, or a file of 68 points (.pts, .json, .npy). "
+            "Check the name."
         )
     if weights is None:
         if name == "mediapipe":

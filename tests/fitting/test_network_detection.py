@@ -235,6 +235,9 @@ def test_sources_have_names(head, tmp_path):
         check_source("network", tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="face_landmarker.task"):
         check_source("mediapipe", None)
+    with pytest.raises(ValueError, match="got 'netwrok', expected dlib, network, mediapipe, or a file"):
+        check_source("netwrok", None)
+    check_source("points.pts", None)
 
 
 # ----------------------------------------------------------------------------------------------------- MediaPipe
