@@ -25,6 +25,7 @@ from scipy.spatial.transform import Rotation
 
 from fitting.arrowhead import JointSolution, Member, World, solve_together
 from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, LandmarkNoise, face_descriptor, landmarks_at
+from fitting.energies import LandmarkTerm
 from fitting.fit import Fit, Fitter
 from fitting.known_cameras import Calibrated, CameraError, calibrated, origin_at_head, origin_back, start_world
 from fitting.landmark_offsets import landmark_offsets
@@ -334,14 +335,15 @@ class _Set:
         groups = self._focal_groups(seen)
         common = self._common(seen) if not self.records else seen[0].ready[1]
         faces = _one_focal([e.ready[1] for e in seen], [e.unit_px for e in seen], groups)
+        problems = alike_in_terms([self._seen(e, f, stage, len(seen)) for e, f in zip(seen, faces, strict=True)])
         members = [
             Member(
-                self._seen(e, f, stage, len(seen)),
+                p,
                 dataclasses.replace(f, identity=common.identity, albedo=common.albedo),
                 g,
                 None if self.world is None or e.known is None else e.known.about(self.origin),
             )
-            for e, f, g in zip(seen, faces, groups, strict=True)
+            for e, p, f, g in zip(seen, problems, faces, groups, strict=True)
         ]
         if self.world is not None:  # a known focal length is not solved for
             stage = dataclasses.replace(stage, free=tuple(name for name in stage.free if name != "focal"))
@@ -749,6 +751,17 @@ def among(problem: Problem, face: FaceParameters, count: int, alike: bool) -> Pr
         photometric_sigma=jnp.float32(_PHOTOMETRIC_SIGMA),
         photometric_cutoff=jnp.float32(_CUTOFF),
     )
+
+
+def alike_in_terms(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems with a network's points in all if in one of them: photos placed without the network have others."""
+    dense = next((p.extra["dense"] for p in problems if "dense" in p.extra), None)
+    if dense is None:
+        return list(problems)
+    assert isinstance(dense, LandmarkTerm)  # as the Fitter made it
+    unknown = jnp.full_like(dense.sigma_px, jnp.inf)
+    silent = [eqx.tree_at(lambda t: (t.sigma_px, t.centre), dense, (unknown, p.centre)) for p in problems]
+    return [dataclasses.replace(p, extra={"dense": s, **p.extra}) for p, s in zip(problems, silent, strict=True)]
 
 
 class _Try(NamedTuple):

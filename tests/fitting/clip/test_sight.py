@@ -15,6 +15,7 @@ from fitting.clip.tracking import TrackSettings, track
 from fitting.detection import UNSURE_SPREAD, DlibProvider
 from fitting.landmark_checkpoint import load_network
 from fitting.mediapipe_detection import MediaPipeProvider
+from fitting.multi_image import alike_in_terms
 from fitting.network_detection import NetworkProvider, around, look, look_steadily
 from fitting.observation import Photo
 
@@ -152,6 +153,16 @@ def test_several_looks_depend_less_on_where_the_square_lies(network, photo, foun
         for looked in (look, look_steadily)
     )
     assert several < 0.75 * one
+
+
+def test_photos_seen_by_dlib_go_with_those_seen_by_the_network(frames, found, photo, face):
+    (one, at, _), (other, _, _) = (frames.fitter.problem(photo, f, frames.who.focal_px) for f in (found, face))
+    first, second = alike_in_terms([one, other])
+    assert first.extra["dense"] is one.extra["dense"] and set(second.extra) == {"dense"}
+    assert float(first.extra["dense"].energy(at)) > 0 == float(second.extra["dense"].energy(at))
+    model = second.extra["dense"].linearise(at)
+    assert not model.hessian.any() and not model.gradient.any()
+    assert alike_in_terms([other, other])[1].extra == {}
 
 
 def test_other_weights_are_another_source(network, head):
