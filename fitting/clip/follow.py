@@ -24,7 +24,7 @@ from fitting.clip.sight import Sight, Whereabouts, unsureness
 from fitting.clip.smoothing import Blocks, Motion, bounds, exponential, logarithm, moved
 from fitting.detection import UNSURE_SPREAD, Face
 from fitting.energies import INNER_LIPS, LIDS, relative_term
-from fitting.fit import Fitter
+from fitting.fit import GEOMETRY, Fitter
 from fitting.observation import Photo
 from fitting.parameters import FaceParameters
 from fitting.photometric import NOMINAL_SAMPLES
@@ -390,7 +390,7 @@ class FrameTracker:
     def _fitted(self, frame: Frame, face: Face, start: Motion | None, thorough: bool = False):
         motion, seen, energies = self.frames.fit(frame.photo, face, start, thorough)
         settings, fit = self.settings, self.frames.fitter.settings
-        misfit = self.frames.sight.misfit(energies)
+        misfit = sum(energies.get(name, 0.0) for name in GEOMETRY)
         doubt = max(face.spread, UNSURE_SPREAD / 2) / UNSURE_SPREAD * np.sqrt(max(misfit, 0.0) / fit.usual_energy)
         finite = np.isfinite([*energies.values(), *motion.place[0]]).all()
         away = motion.rotation[0][2, 2] > 0.0  # -1 for a head that faces the camera

@@ -6,7 +6,6 @@ All that differs between dlib's detectors and the landmark network is here; what
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -67,10 +66,6 @@ class Sight(Protocol):
         """The face where the head must be by now, without a search; None where too little of it is in the frame."""
         ...
 
-    def misfit(self, energies: Mapping[str, float]) -> float:
-        """What the landmarks cost, on the scale of `fitting.fit.Settings.usual_energy`."""
-        ...
-
     def kept(self, face: Face | None) -> Row:
         """A face as numbers of fixed shapes, NaN without one."""
         ...
@@ -123,10 +118,6 @@ class DlibSight:
         face = landmarks_at(photo, square.centre, square.side, roll, "track")
         return None if face is None else _as_sure_as_it_is(face)
 
-    def misfit(self, energies: Mapping[str, float]) -> float:
-        """As it is: the scale is dlib's."""
-        return energies["landmarks"] + energies["jaw"] + energies["expression"]
-
     def kept(self, face: Face | None) -> Row:
         """Landmarks and their spread."""
         return _kept_landmarks(face)
@@ -167,10 +158,6 @@ class NetworkSight:
         if not _shows(photo, square):
             return None
         return as_face(photo, look_steadily(self.provider.network, photo, square))
-
-    def misfit(self, energies: Mapping[str, float]) -> float:
-        """As if its points were 68: each says less, as all are wrong together."""
-        return 68 / self.provider.network.points * (energies["landmarks"] + energies["dense"]) + energies["expression"]
 
     def kept(self, face: Face | None) -> Row:
         """All of the sighting but what the network itself knows."""
