@@ -363,7 +363,7 @@ class Fitter:
         s = self.settings
         zoom = s.image_size / box[2]
         basis, still = self._dense_basis(sighting)
-        known = np.isfinite(sighting.points).all(axis=1)
+        known = np.asarray(np.isfinite(sighting.points).all(axis=1))
         pixels = (np.where(known[:, None], sighting.points, 0.0) - box[:2]) * zoom
         sigma = np.where(known, zoom * sighting.sigma, np.inf)
         named = np.zeros(len(sigma), bool)
