@@ -4,7 +4,8 @@
 
 calibration  portraits that no training sees: NME by yaw, and how many errors are within one deviation
 speed        processor time of crop and network for one face
-aflw         `data/aflw_dev`, boxes given: NME of 68 points by yaw, network alone, network and fit, dlib
+aflw         `data/aflw_dev`, boxes given: NME of 68 points by yaw, network alone, network and fit, dlib; the same
+             relabelled, which is to say in the set's own definition of the points, learnt from its other images
 ict          `data/ict_dev`: scan-to-mesh of single views with dlib and the network; pose of the views at 60 degrees
 rig          `data/ict_dev`: five views of each subject fitted together with the network
 video        `data/video` and the bundled photo made to turn: jitter, lost frames and errors of tracks with either
@@ -25,7 +26,7 @@ from fitting.clip.motion import Track
 from fitting.clip.tracking import track
 from fitting.clip.turned import ClipSettings, save_turned_clip
 from fitting.detection import Face, NoFaceError, detect_faces
-from fitting.evaluation import FaceMesh, landmark_errors, mean_face, scan_to_mesh
+from fitting.evaluation import FaceMesh, landmark_errors, mean_face, relabelled, scan_to_mesh
 from fitting.face_profiling import profile_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
@@ -122,29 +123,33 @@ def speed(provider: NetworkProvider, repeats: int = 40):
 def aflw(provider: NetworkProvider, fitter: Fitter, data: Path):
     index = np.load(data / "aflw_dev" / "index.npz")
     yaws = index["yaw_deg"]
-    rows: dict[str, list[float]] = {"network": [], "network + fit": [], "dlib": [], "dlib + fit": []}
-    for name, truth, box, yaw in zip(index["names"], index["pts68_2d"], index["roi_box"], yaws, strict=True):
+    truths = np.asarray(index["pts68_2d"], float)
+    rows: dict[str, list[np.ndarray]] = {"network": [], "network + fit": [], "dlib": [], "dlib + fit": []}
+    for name, truth, box, yaw in zip(index["names"], truths, index["roi_box"], yaws, strict=True):
         photo = read_photo(data / "aflw_dev" / str(name))
         face = detect_faces(photo, box=[float(v) for v in box], provider=provider)[0]
-        rows["network"].append(nme(face.landmarks, truth))
+        rows["network"].append(face.landmarks)
         near = nme(locate(provider.network, photo, around(truth)).landmarks, truth)
-        fitted = nme(fitter.fit(photo, face).landmarks2d, truth)
-        rows["network + fit"].append(fitted)
+        rows["network + fit"].append(fitter.fit(photo, face).landmarks2d)
         try:
             other = detect_faces(photo, box=[float(v) for v in box])[0]
-            rows["dlib"].append(nme(other.landmarks, truth) if np.isfinite(other.landmarks).all() else np.nan)
-            rows["dlib + fit"].append(nme(fitter.fit(photo, other).landmarks2d, truth))
+            rows["dlib"].append(other.landmarks)
+            rows["dlib + fit"].append(fitter.fit(photo, other).landmarks2d)
         except NoFaceError:
-            rows["dlib"].append(np.nan)
-            rows["dlib + fit"].append(np.nan)
+            rows["dlib"].append(np.full((68, 2), np.nan))
+            rows["dlib + fit"].append(np.full((68, 2), np.nan))
+        alone, fitted, dlib, dlib_fitted = (nme(found[-1], truth) for found in rows.values())
         print(
-            f"{name} yaw {yaw:5.1f}: network {rows['network'][-1]:5.2f} (from the true box {near:5.2f}), + fit "
-            f"{fitted:5.2f}; dlib {rows['dlib'][-1]:5.2f}, + fit {rows['dlib + fit'][-1]:5.2f}; doubt "
-            f"{face.sighting.doubt if face.sighting else 0:.4f}"
+            f"{name} yaw {yaw:5.1f}: network {alone:5.2f} (from the true box {near:5.2f}), + fit {fitted:5.2f}; dlib "
+            f"{dlib:5.2f}, + fit {dlib_fitted:5.2f}; doubt {face.sighting.doubt if face.sighting else 0:.4f}"
         )
-    for name, values in rows.items():
-        if np.isfinite(values).any():
-            print(f"{name:14s} {by_yaw(yaws, values)}")
+    mean = mean_face(fitter.model).landmarks
+    for name, found in rows.items():
+        points = np.asarray(found, float)
+        for label, given in (("", points), (", relabelled", relabelled(points, truths, mean))):
+            values = [nme(p, t) for p, t in zip(given, truths, strict=True)]
+            if np.isfinite(values).any():
+                print(f"{name + label:26s} {by_yaw(yaws, values)}")
 
 
 def _score(fit, scan, mean) -> tuple[float, float]:

@@ -44,7 +44,7 @@ class LandmarkLossWeights:
     rotation: float = 2.0
     placement: float = 1.0
     expression: float = 1.0
-    identity: float = 0.02
+    identity: float = 1.0
     parameters: ParameterLossName = "vdc"
     parameter_weight: float = 1.0
     regression: float = 0.0  # 3DDFA_V2's regularisation by plain distances of the landmarks
@@ -76,8 +76,18 @@ def posed_parameters(said: Prediction | Truth, identity: int) -> PosedParameters
     )
 
 
+def identity_shares(basis: LossBasis, truth: Truth) -> Float[Array, " identity"]:
+    """How much of the squared distance between faces each coefficient makes; beyond the basis, as much as its last."""
+    rank = basis.identity.shape[-1]
+    if rank == 0:
+        return jnp.full(truth.identity.shape, 1.0 / max(1, truth.identity.size))
+    moved = jnp.trace(basis.moments[jnp.arange(1, 1 + rank), jnp.arange(1, 1 + rank)], axis1=-2, axis2=-1)
+    moved = jnp.pad(moved, (0, truth.identity.shape[0] - rank), mode="edge")
+    return moved / jnp.sum(moved)
+
+
 def landmark_terms(
-    said: Prediction, truth: Truth, weights: LandmarkLossWeights, basis: LossBasis | None
+    said: Prediction, truth: Truth, weights: LandmarkLossWeights, basis: LossBasis
 ) -> dict[str, Float[Array, ""]]:
     """The weighted terms of one crop."""
     w = weights
@@ -92,11 +102,11 @@ def landmark_terms(
         "rotation": w.rotation * 0.5 * jnp.sum((said.rotation - truth.rotation) ** 2),
         "placement": w.placement * jnp.sum((said.placement - truth.placement) ** 2),
         "expression": w.expression * jnp.sum((said.expression - truth.expression) ** 2),
-        "identity": w.identity * jnp.mean((said.identity - truth.identity) ** 2),
+        "identity": w.identity * jnp.sum(identity_shares(basis, truth) * (said.identity - truth.identity) ** 2),
     }
     if w.parameters == "joint":
         raise ValueError(f"parameters: got joint, expected one of {', '.join(JOINT)}. See landmark_training.Trainer.")
-    if w.parameters != "none" and basis is not None:
+    if w.parameters != "none":
         rank = basis.identity.shape[-1]
         value = PARAMETER_LOSSES[w.parameters](basis, posed_parameters(said, rank), posed_parameters(truth, rank))
         terms["parameters"] = w.parameter_weight * jnp.log1p(value)  # far from the truth it would drown the rest

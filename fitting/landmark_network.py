@@ -9,7 +9,8 @@ are 3 x 3 over all channels: on CPUs XLA computes those at 60 to 180 GFLOP/s and
 
 The last map says where all landmarks are about; then each looks for itself at a finer map around that place. From the
 last map alone a network of this size knows how faces usually are, and says so of photos: brows 4 % of the face too high
-(docs/landmark_network.md). What is seen around a landmark holds for photos and renderings alike.
+(docs/landmark_network.md). What is seen around a landmark holds for photos and renderings alike. At last all landmarks
+are read together: shape, expression and pose are in how they lie to each other, not in the last map.
 
 All functions are of one crop; `jax.vmap` makes batches of them.
 """
@@ -37,6 +38,7 @@ _BORDER = 1  # its places beyond the crop, where landmarks may lie, too
 _REACH = 0.08  # sides of the crop; how far a landmark looks about at first, as a deviation
 LOG_SIGMA = (-5.5, 0.0)  # limits of the logarithm of a deviation over the crop's side: 0.4 % to all of it
 _FIRST_LOG_SIGMA = -2.5
+_SPOKEN = 256  # features of all landmarks together
 _UNIT_SHARE = 0.1  # an expression unit's mean weight: where its output starts
 
 
@@ -204,6 +206,36 @@ class Refinement(eqx.Module):
         return jnp.pad(seen, ((_BORDER, _BORDER), (_BORDER, _BORDER), (0, 0)), mode="edge").astype(jnp.float32)
 
 
+class Consensus(eqx.Module):
+    """What landmarks and their deviations say together about each other, pose, expression and identity.
+
+    Identity is in differences of a few per cent between landmarks. Features of the last map hold none of it: from them
+    alone no coefficient of unseen faces is known better than its mean (docs/landmark_network.md). Landmarks are read
+    from their own middle in units of their own spread, so that where the crop was cut does not matter.
+    """
+
+    hidden: Dense
+    out: Dense
+
+    def __init__(self, key: Key[Array, ""], points: int, others: int):
+        self.hidden = Dense(key, 3 * points + 3, _SPOKEN, np.sqrt(2.0))
+        # At first nothing is changed.
+        count = 2 * points + others
+        self.out = eqx.tree_at(lambda d: d.matrix, Dense(key, _SPOKEN, count), jnp.zeros((count, _SPOKEN)))
+
+    def __call__(
+        self, landmarks: Float[Array, "point 2"], log_sigma: Float[Array, " point"]
+    ) -> tuple[Float[Array, "point 2"], Float[Array, " other"]]:
+        """By how much landmarks move, and what is added to the other outputs."""
+        middle = jnp.mean(landmarks, axis=0)
+        spread = jnp.sqrt(jnp.mean((landmarks - middle) ** 2) + 1e-4)
+        where = jnp.append(middle, jnp.log(spread))
+        said = jnp.concatenate([((landmarks - middle) / spread).reshape(-1), log_sigma - _FIRST_LOG_SIGMA, where])
+        out = self.out(jax.nn.relu(self.hidden(said)))
+        shift, others = jnp.split(out, [landmarks.size])
+        return 0.1 * spread * shift.reshape(landmarks.shape), others
+
+
 class LandmarkNetwork(eqx.Module):
     """A crop's landmarks, their deviations, and what to start a fit from."""
 
@@ -215,6 +247,7 @@ class LandmarkNetwork(eqx.Module):
     features: Dense
     head: Dense
     refinement: Refinement
+    consensus: Consensus
     mean_points: Float[Array, "point 2"]  # where the points are on average, sides of the crop from its middle
     surface: SurfacePoints  # which points they are
     size: int = eqx.field(static=True)  # px, side of the crop
@@ -237,7 +270,7 @@ class LandmarkNetwork(eqx.Module):
                 f"LandmarkNetwork: got a crop of {size} pixels and widths {widths}, expected a multiple of {least} and "
                 f"at least two multiples of {_GROUP}."
             )
-        keys = iter(jax.random.split(key, 8 + 2 * len(widths) + sum(depths)))
+        keys = iter(jax.random.split(key, 9 + 2 * len(widths) + sum(depths)))
         points = surface.vertices.shape[0]
         self.stem = (Convolution(next(keys), 3, _STEM, 2), Convolution(next(keys), _STEM, widths[0], 2))
         self.downs = tuple(Convolution(next(keys), a, b, 2) for a, b in zip(widths, widths[1:], strict=False))
@@ -248,6 +281,7 @@ class LandmarkNetwork(eqx.Module):
         self.features = Dense(next(keys), side * side * _SQUEEZED, _FEATURES, np.sqrt(2.0))
         self.head = Dense(next(keys), _FEATURES, 4 * points + 6 + 3 + units + identity, 0.1)
         self.refinement = Refinement(next(keys), points, widths[1:])
+        self.consensus = Consensus(next(keys), points, 6 + 3 + units + identity)
         self.mean_points = jnp.zeros((points, 2))
         self.surface = surface
         self.size, self.units, self.identity = size, units, identity
@@ -283,18 +317,19 @@ class LandmarkNetwork(eqx.Module):
         squeezed = jnp.einsum("hwc,sc->hws", maps, self.squeeze)
         features = jax.nn.relu(self.features(squeezed.reshape(-1)))
         n = self.points
-        out = self.head(features)
-        place, sigma, seen, turn, placement, expression, identity = jnp.split(
-            out, np.cumsum([2 * n, n, n, 6, 3, self.units]).tolist()
-        )
+        place, sigma, seen, others = jnp.split(self.head(features), [2 * n, 3 * n, 4 * n])
         rough = self.mean_points + 0.3 * place.reshape(n, 2)
         shift, more = self.refinement(finer[1:], rough)
-        sigma, seen = sigma + more[:, 0], seen + more[:, 1]
         low, high = LOG_SIGMA
+        first = _logit((_FIRST_LOG_SIGMA - low) / (high - low))
+        log_sigma = low + (high - low) * jax.nn.sigmoid(sigma + more[:, 0] + first)
+        landmarks = rough + shift
+        agreed, added = self.consensus(landmarks, log_sigma)
+        turn, placement, expression, identity = jnp.split(others + added, [6, 9, 9 + self.units])
         return Prediction(
-            landmarks=rough + shift,
-            log_sigma=low + (high - low) * jax.nn.sigmoid(sigma + _logit((_FIRST_LOG_SIGMA - low) / (high - low))),
-            visible=seen,
+            landmarks=landmarks + agreed,
+            log_sigma=log_sigma,
+            visible=seen + more[:, 1],
             rotation=rotation_from_columns(turn.reshape(2, 3) + jnp.asarray(_UPRIGHT)),
             placement=placement,
             expression=_UNIT_SHARE + expression,

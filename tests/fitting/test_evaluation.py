@@ -31,6 +31,7 @@ from fitting.evaluation import (
     mean_face,
     psnr,
     region_scores,
+    relabelled,
     scan_to_mesh,
     ssim,
     visible_skin,
@@ -40,6 +41,7 @@ from fitting.ground_truth import paired, read_landmarks3d, read_mesh, read_predi
 from fitting.observation import Photo
 from fitting.score_report import image_report, landmark_report, mesh_report, write_json
 from morphable.colour import linear_to_srgb
+from morphable.landmarks import MIRROR_68
 from morphable.mesh import Mesh
 from morphable.registration.alignment import similarity
 from morphable.registration.closest_points import SurfaceError, SurfaceSearch
@@ -273,6 +275,30 @@ def test_landmark_errors_are_per_cent_of_the_named_length():
         np.testing.assert_allclose(landmark_errors(7 * offset + 3, 7 * truth + 3, name), error)
     with pytest.raises(EvaluationError, match="'eyes'.*bbox"):
         landmark_errors(offset, truth, "eyes")
+
+
+def test_a_sets_own_definition_is_learnt_from_its_other_images(face):
+    """A constant offset on the head is found at any pose; errors that images do not share stay as they are."""
+    rng = np.random.default_rng(0)
+    turns = Rotation.from_euler("yxz", np.c_[np.linspace(-1.2, 1.2, 12), rng.normal(size=(12, 2)) * 0.2])
+    looks = 2.0 * (turns * Rotation.from_euler("x", np.pi)).as_matrix()[:, :2]
+    shown = lambda points: np.einsum("kci,li->klc", looks, points) + 300.0  # noqa: E731
+    offset = rng.normal(size=(68, 3)) * 4
+    offset = (offset + offset[MIRROR_68] * [-1, 1, 1]) / 2
+    predicted, defined = shown(face.landmarks), shown(face.landmarks + offset)
+    error = lambda p, t: np.linalg.norm(p - t, axis=2).mean()  # noqa: E731
+    assert error(relabelled(predicted, defined, face.landmarks), defined) < 0.15 * error(predicted, defined)
+    noisy = predicted + rng.normal(size=predicted.shape) * 6
+    own = error(noisy, predicted)
+    assert 0.95 * own < error(relabelled(noisy, predicted, face.landmarks), predicted) < 1.15 * own
+    noisy[3] = np.nan
+    partly = relabelled(noisy, predicted, face.landmarks)
+    assert np.isnan(partly[3]).all() and np.isfinite(np.delete(partly, 3, axis=0)).all()
+    changed = defined.copy()
+    changed[5] += 50.0  # its own truth does not help an image
+    one, two = (relabelled(predicted, t, face.landmarks) for t in (defined, changed))
+    np.testing.assert_allclose(one[5], two[5])
+    assert np.abs(one[4] - two[4]).max() > 1
 
 
 def test_both_averages_are_told_apart(face):

@@ -18,12 +18,13 @@ from fitting.landmark_checkpoint import begun_from, load_checkpoint, load_networ
 from fitting.landmark_losses import (
     LandmarkLossWeights,
     Truth,
+    identity_shares,
     landmark_terms,
     likelihood,
     posed_parameters,
     within_one_sigma,
 )
-from fitting.landmark_network import LandmarkNetwork, Prediction, Refinement, rotation_from_columns
+from fitting.landmark_network import Consensus, Dense, LandmarkNetwork, Prediction, Refinement, rotation_from_columns
 from fitting.landmark_training import (
     LandmarkTraining,
     LandmarkTrainingError,
@@ -131,6 +132,23 @@ def test_a_landmark_goes_where_its_query_draws_it_and_no_farther_than_it_looks(k
     assert float(jnp.abs(act(near, (fine, coarse))[0]).max()) < 0.2
 
 
+def test_landmarks_say_the_same_together_wherever_the_crop_was_cut(key):
+    fresh = Consensus(key, 68, 7)
+    landmarks, log_sigma = 0.2 * jax.random.normal(key, (68, 2)), jnp.full(68, -3.0)
+    act = eqx.filter_jit(lambda c, points: c(points, log_sigma))
+    for found in act(fresh, landmarks):  # untrained, it changes nothing
+        np.testing.assert_array_equal(found, 0.0)
+    learnt = eqx.tree_at(lambda c: c.out, fresh, Dense(jax.random.fold_in(key, 1), fresh.hidden.offset.shape[0], 143))
+    shift, others = act(learnt, landmarks)
+    elsewhere = 0.7 * landmarks + jnp.asarray([0.1, -0.2])
+    assert float(jnp.abs(act(learnt, elsewhere)[1] - others).max()) > 1e-3  # it is told where
+    blind = eqx.tree_at(lambda c: c.hidden.matrix, learnt, learnt.hidden.matrix.at[:, -3:].set(0.0))
+    one, two = act(blind, landmarks), act(blind, elsewhere)
+    np.testing.assert_allclose(two[0], 0.7 * one[0], atol=1e-4)
+    np.testing.assert_allclose(two[1], one[1], rtol=1e-2, atol=1e-2)
+    assert float(jnp.abs(shift).max()) > 1e-3
+
+
 # ------------------------------------------------------------------------------------------------------- losses
 
 
@@ -182,6 +200,17 @@ def test_every_loss_is_nothing_at_the_truth_and_something_beside_it(tiny, shared
         for term in set(exact[name]) - {"likelihood"}:
             assert float(off[name][term]) > 5e-4 and abs(float(exact[name][term])) < 5e-5, (name, term)
         assert float(off[name]["likelihood"]) > float(exact[name]["likelihood"])
+
+
+def test_a_coefficient_of_identity_counts_by_how_far_it_moves_the_face(tiny):
+    basis = shared_by(tiny, jnp.asarray(MIRROR_68), 3, vertices=10**6).basis
+    truth = jax.tree.map(lambda x: jnp.asarray(x[0]), truths(tiny))
+    shares = np.asarray(identity_shares(basis, truth))
+    face = np.asarray(tiny.masks["face"]) > 0.5
+    moved = np.square(np.asarray(tiny.shape.modes)[face]).sum(axis=(0, 1))[:3]
+    np.testing.assert_allclose(shares[1:3] / shares[0], moved[1:] / moved[0], rtol=1e-4)
+    np.testing.assert_array_equal(shares[3:], shares[2])
+    assert shares.sum() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_choice_between_losses_is_no_loss(tiny, shared_by_tiny):
