@@ -24,6 +24,7 @@ from fitting.terms import AbstractKernel as AbstractKernel
 from fitting.terms import AbstractResidualTerm, AbstractTerm, GemanMcClure, Huber, Quadratic, Terms, fold
 from morphable.landmarks import ContourFans
 from morphable.model import MorphableModel
+from renderer.camera import swing_to
 
 
 def project(
@@ -304,6 +305,20 @@ class PosePrior(AbstractResidualTerm):
 
     def residuals(self, face):
         return ((self.pose.inverse() @ face.pose).log() / self.sigma)[:, None]
+
+
+class SightedRotation(AbstractResidualTerm):
+    """The head's rotation as somebody sees it who looks at a crop: along the ray to the crop's middle."""
+
+    rotation: jaxlie.SO3
+    place_px: Float[Array, "2"]  # the crop's middle in the picture
+    centre: Float[Array, "2"]  # principal point
+    sigma: Float[Array, ""]  # rad about each axis; inf says nothing
+
+    def residuals(self, face):
+        ray = swing_to((self.place_px - self.centre) / jnp.exp(face.log_focal))
+        seen = ray.inverse() @ face.pose.rotation()
+        return ((self.rotation.inverse() @ seen).log() / self.sigma)[:, None]
 
 
 class DistancePrior(AbstractResidualTerm):

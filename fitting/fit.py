@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 import fitting.compilation as compilation
 from fitting.detection import UNSURE_SPREAD, Face, LandmarkNoise
-from fitting.energies import LandmarkTerm
+from fitting.energies import LandmarkTerm, SightedRotation
 from fitting.landmark_conventions import shared_errors
 from fitting.landmark_start import LandmarkFitError, pose_hypotheses, weak_perspective_pose
 from fitting.observation import Photo, crop
@@ -70,6 +70,8 @@ class Settings:
     sighting_inner_mm: float = 3.5
     sighting_jaw_mm: float = 2.5
     dense_inflation: float = 20.0
+    # What the network says of the head's rotation is wrong by so many degrees about each axis, times its doubt.
+    sighting_rotation_deg: float = 180.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,6 +359,7 @@ class Fitter:
     def _with_sighting(self, problem: Problem, sighting: Sighting, box: Float[np.ndarray, "4"]) -> Problem:
         """The problem with a network's points: iBUG's inner ones and seen jaw as landmarks, all others as term "dense".
 
+        What it says of the head's rotation, which it sees in more than points, is the term "rotation".
         Visible jaw points may slide along the jaw line as other detectors' do. Hidden ones are points of the surface to
         the network, not of the outline, so they do not stand for it.
         """
@@ -379,9 +382,14 @@ class Fitter:
         term = LandmarkTerm(
             PointBasis(basis.mean[rest], basis.modes[rest]), single(pixels[rest]), single(dense[rest]), problem.centre
         )
-        return dataclasses.replace(
-            problem, sigma_px=single(own), sigma_along_px=single(along), extra={**problem.extra, "dense": term}
+        rotation = SightedRotation(
+            jaxlie.SO3.from_matrix(single(sighting.rotation)),
+            single((sighting.square.centre - box[:2]) * zoom),
+            problem.centre,
+            single(np.deg2rad(s.sighting_rotation_deg) * sighting.doubt),
         )
+        extra = {**problem.extra, "dense": term, "rotation": rotation}
+        return dataclasses.replace(problem, sigma_px=single(own), sigma_along_px=single(along), extra=extra)
 
     def _dense_basis(self, sighting: Sighting) -> tuple[PointBasis, Bool[np.ndarray, " point"]]:
         """A sighting's points as a fit moves them, and which of them: what turns with the eyes does not follow."""

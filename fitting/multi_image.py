@@ -25,7 +25,7 @@ from scipy.spatial.transform import Rotation
 
 from fitting.arrowhead import JointSolution, Member, World, solve_together
 from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, LandmarkNoise, face_descriptor, landmarks_at
-from fitting.energies import LandmarkTerm
+from fitting.energies import LandmarkTerm, SightedRotation
 from fitting.fit import Fit, Fitter
 from fitting.known_cameras import Calibrated, CameraError, calibrated, origin_at_head, origin_back, start_world
 from fitting.landmark_offsets import landmark_offsets
@@ -755,13 +755,17 @@ def among(problem: Problem, face: FaceParameters, count: int, alike: bool) -> Pr
 
 def alike_in_terms(problems: Sequence[Problem]) -> list[Problem]:
     """The problems with a network's points in all if in one of them: photos placed without the network have others."""
-    dense = next((p.extra["dense"] for p in problems if "dense" in p.extra), None)
-    if dense is None:
+    sighted = next((p.extra for p in problems if "dense" in p.extra), None)
+    if sighted is None:
         return list(problems)
-    assert isinstance(dense, LandmarkTerm)  # as the Fitter made it
-    unknown = jnp.full_like(dense.sigma_px, jnp.inf)
-    silent = [eqx.tree_at(lambda t: (t.sigma_px, t.centre), dense, (unknown, p.centre)) for p in problems]
-    return [dataclasses.replace(p, extra={"dense": s, **p.extra}) for p, s in zip(problems, silent, strict=True)]
+    dense, rotation = sighted["dense"], sighted["rotation"]
+    assert isinstance(dense, LandmarkTerm) and isinstance(rotation, SightedRotation)  # as the Fitter made them
+    silent = {
+        "dense": eqx.tree_at(lambda t: t.sigma_px, dense, jnp.full_like(dense.sigma_px, jnp.inf)),
+        "rotation": eqx.tree_at(lambda t: t.sigma, rotation, jnp.full_like(rotation.sigma, jnp.inf)),
+    }
+    of = lambda p: {name: eqx.tree_at(lambda t: t.centre, term, p.centre) for name, term in silent.items()}  # noqa: E731
+    return [dataclasses.replace(p, extra={**of(p), **p.extra}) for p in problems]
 
 
 class _Try(NamedTuple):

@@ -91,7 +91,10 @@ _MOVES = ((0.0, 0.0, 1.0), (0.04, 0.04, 1.0), (-0.04, 0.04, 0.96), (0.04, -0.04,
 
 
 def look_steadily(network: LandmarkNetwork, photo: Photo, square: Square) -> Sighting:
-    """What the network sees in about this square: the mean of a few looks, which depends less on where it lies."""
+    """What the network sees in about this square: the mean of a few looks, which depends less on where it lies.
+
+    Of photos, too, it is nearer to the truth: docs/landmark_network.md.
+    """
     moved = [Square(square.centre + square.side * np.array([x, y]), f * square.side, square.roll) for x, y, f in _MOVES]
     looks = [look(network, photo, s) for s in moved]
     names = ("points", "sigma", "visible", "origin", "px_per_mm", "expression", "identity")
@@ -155,7 +158,7 @@ class NetworkProvider:
                         best = seen
         if best is None:
             return None
-        best = locate(self.network, photo, around(best.landmarks, best.roll))
+        best = self.steadily(photo, locate(self.network, photo, around(best.landmarks, best.roll)))
         return best if best.doubt < _DOUBTFUL else None
 
     def best(self, photo: Photo, square: Square) -> Sighting:
@@ -169,7 +172,11 @@ class NetworkProvider:
             if best.doubt < _STEADY:
                 break
         assert best is not None  # there are tries
-        return best
+        return self.steadily(photo, best)
+
+    def steadily(self, photo: Photo, seen: Sighting) -> Sighting:
+        """A face that has been found, looked at a few times."""
+        return look_steadily(self.network, photo, around(seen.landmarks, seen.roll))
 
 
 def as_face(photo: Photo, seen: Sighting) -> Face:

@@ -28,7 +28,7 @@ from morphable.colour import linear_to_srgb, srgb_to_linear
 from morphable.landmarks import JAW, ContourFans
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
-from renderer.camera import Pinhole
+from renderer.camera import Pinhole, swing_to
 from renderer.light import DirectionalLight, ambient_light, direction_from_angles, sh_basis
 from renderer.render import render
 
@@ -395,13 +395,6 @@ def _draw(model: MorphableModel, key: Key[Array, ""], settings: dict[str, Array]
         log_focal=jnp.log(focal),
     )
     return face, centre, settings["noise"] * (0.2 + 0.8 * numbers[10]), settings["blur_px"] * numbers[11], keys[5]
-
-
-def swing_to(tangent: Float[Array, "2"]) -> jaxlie.SO3:
-    """The shortest turn from the camera's axis to a ray (x/z, y/z)."""
-    slope = jnp.sqrt(jnp.sum(tangent**2) + 1e-12)
-    axis = jnp.stack([-tangent[1], tangent[0], jnp.zeros(())]) / slope
-    return jaxlie.SO3.exp(jnp.arctan(slope) * axis)
 
 
 def _posed(model, vertices, numbers, focal, centre, settings) -> jaxlie.SE3:

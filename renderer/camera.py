@@ -316,6 +316,16 @@ class WeakPerspective(AbstractCamera):
         return self.to_pinhole(depth).to_opencv(pixel_centre)
 
 
+def swing_to(tangent: Float[Array, "2"]) -> jaxlie.SO3:
+    """The shortest turn from the camera's axis to a ray (x/z, y/z).
+
+    A head turned by it looks along the ray as it did along the axis: what a crop shows of its rotation.
+    """
+    slope = jnp.sqrt(jnp.sum(tangent**2) + 1e-12)
+    axis = jnp.stack([-tangent[1], tangent[0], jnp.zeros(())]) / slope
+    return jaxlie.SO3.exp(jnp.arctan(slope) * axis)
+
+
 def _crop_scale(box, height, width, dtype):
     x0, y0, w, h = (jnp.asarray(v, dtype) for v in box)
     return jnp.stack([width / w, height / h]), jnp.stack([x0, y0])

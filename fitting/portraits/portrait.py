@@ -26,10 +26,11 @@ from fitting.portraits.wardrobe import (
     paint,
     spectacles,
 )
-from fitting.synthesis import draw_expression, draw_light, swing_to
+from fitting.synthesis import draw_expression, draw_light
 from morphable.mesh import unit, vertex_normals
 from morphable.model import MorphableModel
 from morphable.uv import interpolate
+from renderer.camera import swing_to
 from renderer.light import DirectionalLight, direction_from_angles, sh_basis
 from renderer.rasterize import barycentrics, rasterize
 

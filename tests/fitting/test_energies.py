@@ -25,6 +25,7 @@ from fitting.energies import (
     PosePrior,
     RenderedTerm,
     ShapeConsistencyTerm,
+    SightedRotation,
     SilhouetteTerm,
     TemporalTerm,
     project,
@@ -38,7 +39,7 @@ from fitting.schedule import light_sigma
 from fitting.surface_samples import PointBasis, solver_model
 from fitting.terms import GemanMcClure, Huber, WeightedTerm
 from morphable.colour import linear_to_srgb
-from renderer.camera import Pinhole
+from renderer.camera import Pinhole, swing_to
 from renderer.light import sh_basis
 from renderer.render import render
 
@@ -126,6 +127,7 @@ def terms(tiny, sampled, face, photometric):
         "light": BlockPrior("light", jnp.zeros(27), jnp.full(27, 2.0)),
         "distance": DistancePrior(jnp.log(jnp.array(900.0)), jnp.array(0.3)),
         "pose": PosePrior(moved.pose, jnp.array([5.0, 5.0, 5.0, 0.1, 0.1, 0.1])),
+        "rotation": SightedRotation(moved.pose.rotation(), jnp.array([70.0, 20.0]), CENTRE, jnp.array(0.1)),
         "bounds": BoundsTerm(),
         "symmetry": symmetry_term(tiny, 1.0, count=20),
         "time": TemporalTerm(moved, face, jnp.full(6, 2.0), jnp.array(0.1)),
@@ -145,7 +147,7 @@ def gaussian_filter_mask():
 
 NAMES = (
     "landmarks", "jaw", "photometric", "lids", "edges", "silhouette", "expression", "light", "distance", "pose",
-    "bounds", "symmetry", "time", "asymmetric", "embedding", "consistency", "weighted",
+    "rotation", "bounds", "symmetry", "time", "asymmetric", "embedding", "consistency", "weighted",
 )  # fmt: skip
 
 
@@ -338,6 +340,25 @@ def test_a_face_that_moves_steadily_is_where_it_was_going(face):
     steady = TemporalTerm(one, face, jnp.full(6, 1.0), jnp.array(0.1))
     still = TemporalTerm(one, None, jnp.full(6, 1.0), jnp.array(0.1))
     assert steady.energy(two) < 1e-6 < still.energy(two)
+
+
+def test_a_head_beside_the_axis_looks_turned_along_its_ray(face):
+    """A head on the axis, turned with it about the camera, looks the same where it then is: by any focal length."""
+    where = jnp.array([200.0, 90.0])
+    for focal in (300.0, 1500.0):
+        swing = swing_to((where - CENTRE) / focal)
+        moved = dataclasses.replace(
+            face, pose=jaxlie.SE3.from_rotation(swing) @ face.pose, log_focal=jnp.log(jnp.array(focal))
+        )
+        ray = moved.pose @ (face.pose.inverse() @ jnp.array([0.0, 0.0, 900.0]))
+        np.testing.assert_allclose(focal * ray[:2] / ray[2] + CENTRE, where, atol=1e-2)
+        said = SightedRotation(face.pose.rotation(), where, CENTRE, jnp.array(0.05))
+        np.testing.assert_allclose(said.flat_residuals(moved), 0.0, atol=1e-4)
+        np.testing.assert_array_equal(
+            eqx.tree_at(lambda t: t.sigma, said, jnp.array(jnp.inf)).flat_residuals(face), 0.0
+        )
+        turned = dataclasses.replace(moved, pose=moved.pose @ jaxlie.SE3.exp(jnp.array([0.0, 0, 0, 0.1, 0, 0])))
+        assert float(said.energy(turned)) == pytest.approx(2.0, rel=1e-3)
 
 
 def test_half_the_squared_distance_of_embeddings_is_one_minus_the_cosine(face):
