@@ -30,7 +30,6 @@ from fitting.evaluation import FaceMesh, landmark_errors, mean_face, relabelled,
 from fitting.face_profiling import profile_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
-from fitting.landmark_checkpoint import load_network
 from fitting.multi_image import fit_together
 from fitting.network_detection import NetworkProvider, around, locate, look
 from fitting.observation import Photo, read_photo
@@ -58,7 +57,7 @@ def main(arguments=None):
             f"{', '.join(n for n in wanted if n in on_data)}: give --shared, the folder whose data/ they read."
         )
     model = morphable.load()
-    provider = NetworkProvider(load_network(args.weights, model))
+    provider = NetworkProvider.of(model, args.weights)
     fitter = Fitter(model)
     for name in wanted:
         print(f"== {name}")

@@ -241,6 +241,7 @@ def rig(
             focal_px=focal_px,
             cameras=known,
             progress=console.print,
+            provider=provider,
         )
     for verdict in joint.verdicts:
         mark = "[green]" if verdict.used else "[yellow]"

@@ -44,10 +44,9 @@ def landmark_provider(
 ) -> LandmarkProvider | None:
     """The provider of a name in `SOURCES`; None for the default one. The model is asked for if it is needed."""
     if name == "network":
-        from fitting.landmark_checkpoint import load_network
         from fitting.network_detection import NetworkProvider
 
-        return NetworkProvider(load_network(weights, model()))
+        return NetworkProvider.of(model(), weights)
     if name == "mediapipe" and weights is not None:
         from fitting.mediapipe_detection import MediaPipeProvider
 

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Key
 
 from fitting.landmark_losses import JOINT, LandmarkLossWeights, Truth, landmark_terms, within_one_sigma
+from fitting.landmark_mirror import Mirror, mirror_of, reflected
 from fitting.landmark_network import LandmarkNetwork, Prediction
 from fitting.parameter_losses import LossBasis, LossName, choose_loss, loss_basis
 from fitting.portraits.stream import Examples
@@ -44,33 +45,6 @@ class LandmarkTraining:
     identity_rank: int = 60  # coefficients that the parameter losses count
     look_ahead: int = 10  # steps with each of two losses before one is chosen, where weights.parameters is "joint"
     weights: LandmarkLossWeights = LandmarkLossWeights()
-
-
-class Mirror(NamedTuple):
-    """What becomes of an example in a mirror."""
-
-    points: Array  # landmark on the other side
-    units: Array  # expression unit on the other side
-    identity: Array  # sign of each coefficient
-
-
-def mirror_of(model: MorphableModel, points: Array) -> Mirror:
-    """The mirror of a model whose modes are symmetric or antisymmetric."""
-    names = list(model.expression_names)
-
-    def other(name: str) -> int:
-        for one, two in (("Left", "Right"), ("Right", "Left")):
-            if name.endswith(one):
-                twin = name.removesuffix(one) + two
-                return names.index(twin) if twin in names else names.index(name)
-        return names.index(name)
-
-    modes = np.asarray(model.shape.modes)
-    seen = modes[np.asarray(model.mirror)] * np.array([-1.0, 1.0, 1.0])[:, None]
-    sign = np.where(np.sum(seen * modes, axis=(0, 1)) < 0, -1.0, 1.0)
-    return Mirror(
-        jnp.asarray(points), jnp.asarray([other(n) for n in names], jnp.int32), jnp.asarray(sign, jnp.float32)
-    )
 
 
 class Shared(NamedTuple):
@@ -114,27 +88,17 @@ _TURN, _SCALE, _SHIFT = 0.12, 0.06, 0.03  # deviations: radians, logarithm, side
 
 def _varied(example: Examples, key, mirror: Mirror, size: int, vary: bool):
     pixels = jnp.asarray(example.pixels, jnp.float32) / 255.0
-    points = jnp.asarray(example.landmarks) / size - 0.5
     placement = jnp.asarray(example.placement)
-    origin, scale = placement[:2] / size - 0.5, placement[2] * 100.0 / size
-    rotation, visible, identity, expression = (
-        jnp.asarray(v, jnp.float32) for v in (example.rotation, example.visible, example.identity, example.expression)
+    truth = Truth(
+        landmarks=jnp.asarray(example.landmarks) / size - 0.5,
+        placement=jnp.append(placement[:2] / size - 0.5, jnp.log(placement[2] * 100.0 / size)),
+        **{n: jnp.asarray(getattr(example, n), jnp.float32) for n in ("visible", "rotation", "identity", "expression")},
     )
     if vary:
         flip_key, warp_key, tint_key, patch_key = jax.random.split(key, 4)
         flip = jax.random.bernoulli(flip_key)
-        across = jnp.asarray([-1.0, 1.0])
-        either = lambda a, b: jnp.where(flip, a, b)  # noqa: E731
-        pixels = either(pixels[:, ::-1], pixels)
-        points = either((points * across)[mirror.points], points)
-        visible = either(visible[mirror.points], visible)
-        origin = either(origin * across, origin)
-        turned = jnp.diag(jnp.asarray([-1.0, 1.0, 1.0]))
-        rotation = either(turned @ rotation @ turned, rotation)
-        identity, expression = (
-            either(identity * mirror.identity, identity),
-            either(expression[mirror.units], expression),
-        )
+        either = lambda there, here: jnp.where(flip, there, here)  # noqa: E731
+        pixels, truth = jax.tree.map(either, (pixels[:, ::-1], reflected(truth, mirror)), (pixels, truth))
 
         n = jnp.clip(jax.random.normal(warp_key, (4,)), -2.5, 2.5)
         angle, zoom, shift = _TURN * n[0], jnp.exp(_SCALE * n[1]), _SHIFT * n[2:]
@@ -142,14 +106,17 @@ def _varied(example: Examples, key, mirror: Mirror, size: int, vary: bool):
         spin = jnp.stack([jnp.stack([c, -s]), jnp.stack([s, c])])
         forward = zoom * spin  # of points about the crop's middle
         pixels = _warped(pixels, jnp.linalg.inv(forward), shift)
-        points, origin = points @ forward.T + shift, forward @ origin + shift
-        scale = scale * zoom
-        rotation = jnp.eye(3).at[:2, :2].set(spin) @ rotation
-        visible = visible * jnp.all(jnp.abs(points) < 0.5, axis=1)
+        points = truth.landmarks @ forward.T + shift
         pixels = _tinted(pixels, tint_key)
+        visible = truth.visible * jnp.all(jnp.abs(points) < 0.5, axis=1)
         pixels, visible = _patched(pixels, points, visible, patch_key)
-    placement = jnp.append(origin, jnp.log(scale))
-    return pixels, Truth(points, visible, rotation, placement, identity, expression)
+        truth = truth._replace(
+            landmarks=points,
+            visible=visible,
+            rotation=jnp.eye(3).at[:2, :2].set(spin) @ truth.rotation,
+            placement=jnp.append(forward @ truth.placement[:2] + shift, truth.placement[2] + jnp.log(zoom)),
+        )
+    return pixels, truth
 
 
 def _warped(pixels, backward, shift):

@@ -24,7 +24,16 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
 from fitting.arrowhead import JointSolution, Member, World, solve_together
-from fitting.detection import ONE_PERSON, UNSURE_SPREAD, Face, LandmarkNoise, face_descriptor, landmarks_at
+from fitting.detection import (
+    ONE_PERSON,
+    UNSURE_SPREAD,
+    DlibProvider,
+    Face,
+    LandmarkNoise,
+    LandmarkProvider,
+    face_descriptor,
+    landmarks_at,
+)
 from fitting.energies import LandmarkTerm, SightedRotation
 from fitting.fit import Fit, Fitter
 from fitting.known_cameras import Calibrated, CameraError, calibrated, origin_at_head, origin_back, start_world
@@ -159,6 +168,7 @@ def fit_together(
     masks: Sequence[Bool[np.ndarray, "height width"] | None] | None = None,
     stages: tuple[Stage, ...] | None = None,
     progress: Progress | None = None,
+    provider: LandmarkProvider | None = None,
 ) -> JointFit:
     """Fit one person to several photos. The result does not depend on their order.
 
@@ -167,6 +177,7 @@ def fit_together(
     `one_person` nobody looks whether the photos show different people. `masks` are true where a photo may be used.
     `progress` is told what happens, in words. `cameras` are the photos' calibrated ones, in a world of their own (see
     `fitting.known_cameras`); the head's place in that world and its unit are then solved for: `JointFit.world`.
+    `provider` is asked again about photos that do not go with the others; dlib without one.
 
     Raises SetError where nothing can be fitted together; a photo that cannot be used is reported in its verdict.
     """
@@ -183,8 +194,9 @@ def fit_together(
             "for each photo, which tells the focal length too. Drop focal_px, or the cameras."
         )
     return _Set(
-        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), progress, cameras
-    ).fit()
+        fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages or together(), progress, cameras,
+        provider or DlibProvider(),
+    ).fit()  # fmt: skip
 
 
 # Several photos separate shape from shading better than one, so their colours may count more; measured on rendered
@@ -212,8 +224,21 @@ class _Set:
     """One run of `fit_together`."""
 
     def __init__(
-        self, fitter, photos, faces, names, same_camera, one_person, focal_px, masks, stages, progress, cameras
+        self,
+        fitter,
+        photos,
+        faces,
+        names,
+        same_camera,
+        one_person,
+        focal_px,
+        masks,
+        stages,
+        progress,
+        cameras,
+        provider,
     ):
+        self.provider: LandmarkProvider = provider
         self.fitter, self.same_camera, self.one_person, self.focal_px = fitter, same_camera, one_person, focal_px
         self.stages, self.tell = stages, progress or log.info
         self.masks, self.seconds, self.records = masks, {}, []
@@ -635,9 +660,12 @@ class _Set:
         x0, y0, x1, y1 = (float(v) for v in box)
         side, found = max(x1 - x0, y1 - y0), []
         for dx, dy, scale in _MOVES:
-            middle = np.array([(x0 + x1) / 2 + dx * side, (y0 + y1) / 2 + dy * side])
-            face = landmarks_at(photo, middle, scale * side)
-            found += [] if face is None else [face]
+            middle, reach = np.array([(x0 + x1) / 2 + dx * side, (y0 + y1) / 2 + dy * side]), scale * side / 2
+            if isinstance(self.provider, DlibProvider):
+                face = landmarks_at(photo, middle, 2 * reach)  # as it is; given a box, the provider would search
+                found += [] if face is None else [face]
+            else:
+                found += self.provider.faces(photo, (*(middle - reach), *(middle + reach)), False)
         return found
 
     def _fitted(self, problem: Problem, first: FaceParameters, head: FaceParameters, log_focal: float):

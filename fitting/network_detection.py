@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -12,11 +13,15 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from fitting.compilation import compiled
+from fitting.dense_landmarks import dense_landmarks
 from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, Box, Face, Region, overlap, proposals
+from fitting.landmark_checkpoint import load_network
+from fitting.landmark_mirror import Mirror, mirror_of, reflected
 from fitting.landmark_network import LandmarkNetwork, Prediction
 from fitting.observation import Photo
 from fitting.portraits.portrait import CROP_FACTOR
 from fitting.sighting import Sighting, Square
+from morphable.model import MorphableModel
 
 
 def around(points: Float[np.ndarray, "point 2"], roll: float = 0.0) -> Square:
@@ -52,14 +57,15 @@ def cut_out(photo: Photo, square: Square, size: int) -> UInt8[np.ndarray, "size 
 
 
 @compiled
-def _look(network: LandmarkNetwork, pixels: UInt8[Array, "size size 3"]) -> Prediction:
-    said = network(pixels.astype(jnp.float32) / 255.0)
+def _look(network: LandmarkNetwork, pixels: UInt8[Array, "size size 3"], mirror: Mirror | None) -> Prediction:
+    said = network((pixels if mirror is None else pixels[:, ::-1]).astype(jnp.float32) / 255.0)
+    said = said if mirror is None else reflected(said, mirror)
     return eqx.tree_at(lambda p: p.visible, said, jax.nn.sigmoid(said.visible))
 
 
-def look(network: LandmarkNetwork, photo: Photo, square: Square) -> Sighting:
-    """What the network sees in a square of a photo."""
-    said = jax.device_get(_look(network, cut_out(photo, square, network.size)))
+def look(network: LandmarkNetwork, photo: Photo, square: Square, mirror: Mirror | None = None) -> Sighting:
+    """What the network sees in a square of a photo, or in its mirror image."""
+    said = jax.device_get(_look(network, cut_out(photo, square, network.size), mirror))
     turn = np.eye(3)
     turn[:2, :2] = square.turn
     return Sighting(
@@ -90,13 +96,15 @@ def locate(network: LandmarkNetwork, photo: Photo, square: Square, refinements: 
 _MOVES = ((0.0, 0.0, 1.0), (0.04, 0.04, 1.0), (-0.04, 0.04, 0.96), (0.04, -0.04, 1.04), (-0.04, -0.04, 1.0))
 
 
-def look_steadily(network: LandmarkNetwork, photo: Photo, square: Square) -> Sighting:
+def look_steadily(network: LandmarkNetwork, photo: Photo, square: Square, mirror: Mirror | None) -> Sighting:
     """What the network sees in about this square: the mean of a few looks, which depends less on where it lies.
 
-    Of photos, too, it is nearer to the truth: docs/landmark_network.md.
+    With a mirror each is taken both ways, so that left and right are alike. The mean is nearer to the truth than one
+    look: docs/landmark_network.md.
     """
     moved = [Square(square.centre + square.side * np.array([x, y]), f * square.side, square.roll) for x, y, f in _MOVES]
-    looks = [look(network, photo, s) for s in moved]
+    ways = (None,) if mirror is None else (None, mirror)
+    looks = [look(network, photo, s, way) for s in moved for way in ways]
     names = ("points", "sigma", "visible", "origin", "px_per_mm", "expression", "identity")
     mean = {name: np.mean([getattr(seen, name) for seen in looks], axis=0) for name in names}
     rotation = Rotation.from_matrix([seen.rotation for seen in looks]).mean().as_matrix()
@@ -118,6 +126,13 @@ class NetworkProvider:
     """Faces found by dlib's detectors, or in a given box, and seen by the landmark network."""
 
     network: LandmarkNetwork
+    mirror: Mirror
+
+    @staticmethod
+    def of(model: MorphableModel, weights: str | Path | None = None) -> "NetworkProvider":
+        """The network that ships with facefit, or one of a file's weights. Raises CheckpointError as `load_network`."""
+        network, twins = load_network(weights, model), dense_landmarks(model).mirror
+        return NetworkProvider(network, mirror_of(model, twins))
 
     def faces(self, photo: Photo, box: Box | None, all_faces: bool) -> list[Face]:
         """The faces of the photo; the one in `box` if it is given."""
@@ -176,7 +191,7 @@ class NetworkProvider:
 
     def steadily(self, photo: Photo, seen: Sighting) -> Sighting:
         """A face that has been found, looked at a few times."""
-        return look_steadily(self.network, photo, around(seen.landmarks, seen.roll))
+        return look_steadily(self.network, photo, around(seen.landmarks, seen.roll), self.mirror)
 
 
 def as_face(photo: Photo, seen: Sighting) -> Face:

@@ -10,7 +10,7 @@ from scipy.ndimage import laplace
 from fitting.clip.exposure import likely_albedo
 from fitting.clip.frames import Frame, describe_video, read_frames
 from fitting.clip.sight import Sight
-from fitting.detection import Face, NoFaceError
+from fitting.detection import Face, LandmarkProvider, NoFaceError
 from fitting.fit import Fitter
 from fitting.landmark_start import LandmarkFitError, weak_perspective_pose
 from fitting.multi_image import fit_together
@@ -126,7 +126,8 @@ def find_identity(
     else:
         faces = _searched_harder(path, sight)
     frames = list(read_frames(path, wanted=set(faces)))
-    return identity_of(fitter, [f.photo for f in frames], [faces[f.index] for f in frames], focal_px, tuple(faces))
+    photos, seen = [f.photo for f in frames], [faces[f.index] for f in frames]
+    return identity_of(fitter, photos, seen, focal_px, tuple(faces), sight.provider)
 
 
 def _searched_harder(path: str, sight: Sight) -> dict[int, Face]:
@@ -146,11 +147,16 @@ def _searched_harder(path: str, sight: Sight) -> dict[int, Face]:
 
 
 def identity_of(
-    fitter: Fitter, photos: Sequence[Photo], faces: Sequence[Face], focal_px: float | None, indices: tuple[int, ...]
+    fitter: Fitter,
+    photos: Sequence[Photo],
+    faces: Sequence[Face],
+    focal_px: float | None,
+    indices: tuple[int, ...],
+    provider: LandmarkProvider,
 ) -> Identity:
     """The identity that the key frames agree on: solved for together, with one focal length."""
     names = [f"frame {index}" for index in indices]
-    joint = fit_together(fitter, photos, faces, names=names, same_camera=True, focal_px=focal_px)
+    joint = fit_together(fitter, photos, faces, names=names, same_camera=True, focal_px=focal_px, provider=provider)
     first = joint.fits[0]
     used = tuple(indices[i] for i in joint.indices)
     skin = likely_albedo(joint.fits)

@@ -157,7 +157,7 @@ class NetworkSight:
         square = around(head.landmarks, roll)
         if not _shows(photo, square):
             return None
-        return as_face(photo, look_steadily(self.provider.network, photo, square))
+        return as_face(photo, look_steadily(self.provider.network, photo, square, self.provider.mirror))
 
     def kept(self, face: Face | None) -> Row:
         """All of the sighting but what the network itself knows."""

@@ -13,10 +13,9 @@ import pytest
 from fitting import network_detection
 from fitting.dense_landmarks import dense_landmarks
 from fitting.detection import LANDMARK_NOISE, UNSURE_SPREAD, DetectorError, Face, detect_faces
-from fitting.landmark_checkpoint import load_network
 from fitting.landmark_source import check_source, landmark_provider
 from fitting.mediapipe_detection import MediaPipeProvider
-from fitting.network_detection import NetworkProvider, around, cut_out, locate
+from fitting.network_detection import NetworkProvider, around, cut_out, locate, look
 from fitting.observation import Photo, read_photo
 from fitting.portraits.portrait import CROP_FACTOR
 from fitting.sighting import Sighting, Square
@@ -155,7 +154,7 @@ def faked(monkeypatch, head, side_view, shipped):
     truth, looks = sighting(head, side_view), []
     right = around(truth.landmarks)
 
-    def look(network, photo, square):
+    def look(network, photo, square, mirror=None):
         looks.append(square)
         off = np.linalg.norm(square.centre - right.centre) / right.side + abs(np.log(square.side / right.side))
         good = off < 0.3
@@ -207,7 +206,7 @@ def test_unsure_sightings_are_unsure_faces(side_view, faked):
 
 @pytest.fixture(scope="module")
 def shipped(head):
-    return NetworkProvider(load_network(None, head))
+    return NetworkProvider.of(head)
 
 
 def test_the_shipped_network_agrees_with_dlib_on_the_bundled_photo(shipped, photo, face):
@@ -226,6 +225,22 @@ def test_the_shipped_network_sees_a_turned_photo_as_it_sees_it_upright(shipped, 
     seen = detect_faces(turned, box=box, provider=shipped)[0]
     back = np.stack([photo.width - seen.landmarks[:, 1], seen.landmarks[:, 0]], axis=1)
     assert np.linalg.norm(back - upright.landmarks, axis=1).mean() < 0.03 * (x1 - x0)
+
+
+def test_left_is_seen_as_right_is(shipped, photo, face):
+    """The mean of looks both ways at a photo in the mirror is the mirror image of that at the photo."""
+    square, across = around(face.landmarks), np.array([-1.0, 1.0])
+    there = square._replace(centre=square.centre * across + [photo.width, 0.0])
+    mirrored = Photo(np.ascontiguousarray(photo.pixels[:, ::-1]))
+    network, mirror = shipped.network, shipped.mirror
+    # One square: of those that look_steadily moves it to, the mirror images are not all among them.
+    here, seen = ([look(network, p, s, way) for way in (None, mirror)] for p, s in ((photo, square), (mirrored, there)))
+    for one, other in ((here[0], seen[1]), (here[1], seen[0])):
+        back = one.points * across + [photo.width, 0.0]
+        np.testing.assert_allclose(back[np.asarray(mirror.points)], other.points, atol=0.02 * square.side / 128)
+        np.testing.assert_allclose(one.rotation * np.outer([-1, 1, 1], [-1, 1, 1]), other.rotation, atol=1e-3)
+        np.testing.assert_allclose(one.identity * np.asarray(mirror.identity), other.identity, atol=1e-2)
+    assert np.abs(here[0].points - here[1].points).max() > 0.1  # it is not symmetric by itself
 
 
 def test_sources_have_names(head, tmp_path):

@@ -18,7 +18,6 @@ from fitting.clip.sight import DlibSight, NetworkSight, Whereabouts, sight_of
 from fitting.clip.tracking import TrackSettings, track
 from fitting.detection import UNSURE_SPREAD, DlibProvider
 from fitting.fit import GEOMETRY
-from fitting.landmark_checkpoint import load_network
 from fitting.mediapipe_detection import MediaPipeProvider
 from fitting.multi_image import alike_in_terms
 from fitting.network_detection import NetworkProvider, around, look, look_steadily
@@ -27,7 +26,7 @@ from fitting.observation import Photo
 
 @pytest.fixture(scope="module")
 def network(head) -> NetworkSight:
-    return NetworkSight(NetworkProvider(load_network(None, head)))
+    return NetworkSight(NetworkProvider.of(head))
 
 
 @pytest.fixture(scope="module", params=["dlib", "network"])
@@ -153,9 +152,10 @@ def test_several_looks_depend_less_on_where_the_square_lies(network, photo, foun
     moved = [
         square._replace(centre=square.centre + square.side * m[:2], side=square.side * np.exp(m[2])) for m in moves
     ]
+    eyes, mirror = network.provider.network, network.provider.mirror
     one, several = (
-        np.std([looked(network.provider.network, photo, s).points for s in moved], axis=0).mean()
-        for looked in (look, look_steadily)
+        np.std([looked(eyes, photo, s, *also).points for s in moved], axis=0).mean()
+        for looked, *also in ((look,), (look_steadily, mirror))
     )
     assert several < 0.75 * one
 
@@ -174,9 +174,10 @@ def test_photos_seen_by_dlib_go_with_those_seen_by_the_network(frames, found, ph
 
 
 def test_other_weights_are_another_source(network, head):
-    assert network.fingerprint() == NetworkSight(NetworkProvider(load_network(None, head))).fingerprint()
+    assert network.fingerprint() == NetworkSight(NetworkProvider.of(head)).fingerprint()
     moved = jnp.asarray(network.provider.network.mean_points + 1e-3)
-    other = NetworkSight(NetworkProvider(eqx.tree_at(lambda n: n.mean_points, network.provider.network, moved)))
+    other = eqx.tree_at(lambda n: n.mean_points, network.provider.network, moved)
+    other = NetworkSight(dataclasses.replace(network.provider, network=other))
     assert other.fingerprint() != network.fingerprint() and network.fingerprint()["source"] == "network"
 
 
