@@ -44,7 +44,9 @@ def mirror_of(model: MorphableModel, points: Int[ArrayLike, " point"]) -> Mirror
 def reflected(seen: _Seen, mirror: Mirror) -> _Seen:
     """What is in a crop, or is said about it, as it is of the crop in the mirror."""
     across = jnp.asarray([-1.0, 1.0, 1.0])
-    there = seen._replace(
+    if isinstance(seen, Prediction):
+        seen = seen._replace(log_sigma=seen.log_sigma[mirror.points])
+    return seen._replace(
         landmarks=(seen.landmarks * across[:2])[mirror.points],
         visible=seen.visible[mirror.points],
         rotation=across[:, None] * seen.rotation * across,
@@ -52,4 +54,3 @@ def reflected(seen: _Seen, mirror: Mirror) -> _Seen:
         identity=seen.identity * mirror.identity,
         expression=seen.expression[mirror.units],
     )
-    return there._replace(log_sigma=seen.log_sigma[mirror.points]) if isinstance(there, Prediction) else there
