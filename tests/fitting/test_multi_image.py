@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fitting import multi_image
 from fitting.detection import Face, LandmarkNoise
 from fitting.metric_scale import MetricScale, iris_widths, metric_scale
 from fitting.multi_image import SetError, fit_together
@@ -143,6 +144,27 @@ def test_a_photo_without_a_face_is_searched_where_the_others_have_theirs(fitter,
     assert [v.used for v in joint.verdicts] == [True, True, False]
     assert joint.verdicts[1].words == "used, once the others had told whose head it is"
     assert "left out" in joint.verdicts[2].words
+
+
+def test_whoever_found_the_faces_is_asked_again(fitter, photo, face, monkeypatch):
+    """Not dlib, whose predictor not everybody may use."""
+
+    class Known:
+        boxes = []
+
+        def faces(self, photo, box, all_faces):
+            self.boxes.append(box)
+            return [face]
+
+    monkeypatch.setattr(multi_image, "landmarks_at", lambda *_: pytest.fail("dlib was asked"))
+    darker = Photo((0.8 * photo.pixels).astype(np.uint8))
+    joint = fit_together(fitter, [photo, darker], [face, None], names=("a", "darker"), provider=Known())
+    assert [v.used for v in joint.verdicts] == [True, True]
+    middle = np.reshape([(np.add(b[:2], b[2:]) / 2) for b in Known.boxes], (-1, 2))
+    assert len(middle) > 1 and np.ptp(middle, axis=0).min() > 0.1 * (face.box[2] - face.box[0])
+    assert np.abs(np.median(middle, axis=0) - np.add(face.box[:2], face.box[2:]) / 2).max() < 0.3 * (
+        face.box[2] - face.box[0]
+    )
 
 
 def test_a_profile_in_which_no_face_was_found_is_sought_by_its_outline(head, fitter, joint, person, shown):
