@@ -415,6 +415,7 @@ def landmark_errors(
 
 # In mm: how far definitions of a landmark lie apart, and how far a prediction and its truth do for other reasons.
 _DEFINITION_MM, _ERROR_MM = 5.0, 4.0
+_FAILED_MM = 8.0  # median error of an image that tells half as much as a right one
 
 
 def relabelled(
@@ -425,11 +426,11 @@ def relabelled(
     """Predictions with what separates them from the truth *in all other images* taken away.
 
     Data sets define the 68 points differently, by up to 2 cm along the jaw: two exact answers differ by that, and
-    published systems either were trained on the set's own definition or translate labels (Wood et al. 2021, "Fake it
-    till you make it", section 4.2). Here each landmark gets one offset in the head's axes, the same on both sides of
-    the face, most probable for Gaussians, from the other images only: no image sees its own truth. The poses are those
-    of the mean landmarks on the predictions. What a predictor gets wrong alike in all images goes away, too. Images
-    whose prediction has no pose come back NaN.
+    published systems either were trained on the set's own definition or adapt labels (Wood et al. 2021, "Fake it till
+    you make it", section 4). Here each landmark gets one offset in the head's axes, the same on both sides of the face,
+    most probable for Gaussians, from the other images only: no image sees its own truth, and one that failed says
+    little. The poses are those of the mean landmarks on the predictions. What a predictor gets wrong alike in all
+    images goes away, too. Images whose prediction has no pose come back NaN.
     """
     looks = np.full((len(predicted), 2, 3), np.nan)
     for k, points in enumerate(predicted):
@@ -443,9 +444,14 @@ def relabelled(
     slopes = np.broadcast_to((looks / scale)[:, None], (*error.shape, 3))
     mirrored = slopes[:, MIRROR_68] * [-1.0, 1.0, 1.0]  # of the twin's offset, which is this one's in the mirror
     known = np.isfinite(error).all(axis=2) & np.isfinite(slopes).all(axis=(2, 3))
+    apart = np.where(known, np.linalg.norm(error, axis=2), np.nan)
+    usual = np.array([np.median(e[k]) if k.any() else np.inf for e, k in zip(apart, known, strict=True)])
+    weight = 1.0 / np.sqrt(1.0 + (usual / _FAILED_MM) ** 2)
 
     def normal_equations(slopes, error, known):
-        slopes, error = np.where(known[..., None, None], slopes, 0.0), np.where(known[..., None], error, 0.0)
+        known = np.where(known, weight[:, None], 0.0)
+        slopes = np.nan_to_num(slopes) * known[..., None, None]
+        error = np.nan_to_num(error) * known[..., None]
         return np.einsum("klci,klcj->klij", slopes, slopes), np.einsum("klci,klc->kli", slopes, error)
 
     one, two = (
