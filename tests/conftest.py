@@ -39,12 +39,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 # Each compiled program takes some memory mappings for as long as it is cached. Linux gives a process 65 530 of them,
 # and XLA crashes when there is none left: near the end of a suite that has compiled thousands of programs.
-MAPPINGS = 20_000
+MAPPINGS = 40_000
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_mappings():
-    """Forget compiled programs after a file that has brought their mappings to a third of what there may be."""
+    """Forget compiled programs after a file that has brought their mappings to three fifths of what there may be."""
     yield
     mappings = Path("/proc/self/maps")
     if mappings.exists() and len(mappings.read_bytes().splitlines()) > MAPPINGS:
