@@ -5,7 +5,7 @@
 calibration  portraits that no training sees: NME by yaw, and how many errors are within one deviation
 speed        processor time of crop and network for one face
 aflw         `data/aflw_dev`, boxes given: NME of 68 points by yaw, network alone, network and fit, dlib; the same
-             relabelled, which is to say in the set's own definition of the points, learnt from its other images
+             label-adapted, which is to say in the set's own definition of the points, learnt from its other images
 ict          `data/ict_dev`: scan-to-mesh of single views with dlib and the network; pose of the views at 60 degrees
 rig          `data/ict_dev`: five views of each subject fitted together with the network
 video        `data/video` and the bundled photo made to turn: jitter, lost frames and errors of tracks with either
@@ -26,7 +26,7 @@ from fitting.clip.motion import Track
 from fitting.clip.tracking import track
 from fitting.clip.turned import ClipSettings, save_turned_clip
 from fitting.detection import Face, NoFaceError, detect_faces
-from fitting.evaluation import FaceMesh, landmark_errors, mean_face, relabelled, scan_to_mesh
+from fitting.evaluation import FaceMesh, adapted_labels, landmark_errors, mean_face, scan_to_mesh
 from fitting.face_profiling import profile_mesh
 from fitting.fit import Fitter
 from fitting.ground_truth import read_scan
@@ -145,7 +145,7 @@ def aflw(provider: NetworkProvider, fitter: Fitter, data: Path):
     mean = mean_face(fitter.model).landmarks
     for name, found in rows.items():
         points = np.asarray(found, float)
-        for label, given in (("", points), (", relabelled", relabelled(points, truths, mean))):
+        for label, given in (("", points), (", label-adapted", adapted_labels(points, truths, mean))):
             values = [nme(p, t) for p, t in zip(given, truths, strict=True)]
             if np.isfinite(values).any():
                 print(f"{name + label:26s} {by_yaw(yaws, values)}")

@@ -26,6 +26,7 @@ from fitting.texture_map import solid_triangles
 from morphable.detail import detail_normals, skin_vertices, uv_surface
 from morphable.mesh import Mesh
 from morphable.model import MorphableModel
+from morphable.symmetry import mirrored_units
 from morphable.uv import TexelTable, interpolate, sample_texture
 from renderer.fill import extrapolate
 from renderer.rasterize import barycentrics, rasterize
@@ -242,11 +243,7 @@ def mirror_of(model: MorphableModel) -> Mirror | None:
     left_over = np.linalg.norm(plain @ matrix - flipped) / max(float(np.linalg.norm(flipped)), 1e-9)
     if np.abs(uv[twin] - [[1, 0]] - uv * [[-1, 1]])[skin].max() > 1e-4 or left_over > 0.02:
         return None
-    names = model.expression_names
-    other = {n: n[:-4] + "Right" for n in names if n.endswith("Left")}
-    other |= {right: left for left, right in other.items()}
-    units = [names.index(other[n]) if other.get(n) in names else k for k, n in enumerate(names)]
-    return Mirror(matrix.astype(np.float32), np.array(units))
+    return Mirror(matrix.astype(np.float32), mirrored_units(model.expression_names))
 
 
 def mirrored(example: Example, mirror: Mirror) -> Example:

@@ -310,7 +310,7 @@ class PosePrior(AbstractResidualTerm):
 class SightedRotation(AbstractResidualTerm):
     """The head's rotation as somebody sees it who looks at a crop: along the ray to the crop's middle."""
 
-    rotation: jaxlie.SO3
+    rotation: jaxlie.SO3  # camera from head, as of a head on the axis
     place_px: Float[Array, "2"]  # the crop's middle in the picture
     centre: Float[Array, "2"]  # principal point
     sigma: Float[Array, ""]  # rad about each axis; inf says nothing

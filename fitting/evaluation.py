@@ -418,7 +418,7 @@ _DEFINITION_MM, _ERROR_MM = 5.0, 4.0
 _FAILED_MM = 8.0  # median error of an image that tells half as much as a right one
 
 
-def relabelled(
+def adapted_labels(
     predicted: Float[np.ndarray, "image 68 2"],
     truth: Float[np.ndarray, "image 68 2"],
     mean_landmarks: Float[np.ndarray, "68 3"],
@@ -449,9 +449,9 @@ def relabelled(
     weight = 1.0 / np.sqrt(1.0 + (usual / _FAILED_MM) ** 2)
 
     def normal_equations(slopes, error, known):
-        known = np.where(known, weight[:, None], 0.0)
-        slopes = np.nan_to_num(slopes) * known[..., None, None]
-        error = np.nan_to_num(error) * known[..., None]
+        share = np.where(known, weight[:, None], 0.0)
+        slopes = np.nan_to_num(slopes) * share[..., None, None]
+        error = np.nan_to_num(error) * share[..., None]
         return np.einsum("klci,klcj->klij", slopes, slopes), np.einsum("klci,klc->kli", slopes, error)
 
     one, two = (

@@ -359,9 +359,9 @@ class Fitter:
     def _with_sighting(self, problem: Problem, sighting: Sighting, box: Float[np.ndarray, "4"]) -> Problem:
         """The problem with a network's points: iBUG's inner ones and seen jaw as landmarks, all others as term "dense".
 
-        What it says of the head's rotation, which it sees in more than points, is the term "rotation".
         Visible jaw points may slide along the jaw line as other detectors' do. Hidden ones are points of the surface to
-        the network, not of the outline, so they do not stand for it.
+        the network, not of the outline, so they do not stand for it. What it says of the head's rotation, which it sees
+        in more than points, is the term "rotation".
         """
         s = self.settings
         zoom = s.image_size / box[2]

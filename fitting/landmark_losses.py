@@ -76,13 +76,13 @@ def posed_parameters(said: Prediction | Truth, identity: int) -> PosedParameters
     )
 
 
-def identity_shares(basis: LossBasis, truth: Truth) -> Float[Array, " identity"]:
+def identity_shares(basis: LossBasis, count: int) -> Float[Array, " identity"]:
     """How much of the squared distance between faces each coefficient makes; beyond the basis, as much as its last."""
     rank = basis.identity.shape[-1]
     if rank == 0:
-        return jnp.full(truth.identity.shape, 1.0 / max(1, truth.identity.size))
+        return jnp.full(count, 1.0 / max(1, count))
     moved = jnp.trace(basis.moments[jnp.arange(1, 1 + rank), jnp.arange(1, 1 + rank)], axis1=-2, axis2=-1)
-    moved = jnp.pad(moved, (0, truth.identity.shape[0] - rank), mode="edge")
+    moved = jnp.pad(moved, (0, count - rank), mode="edge")
     return moved / jnp.sum(moved)
 
 
@@ -94,6 +94,7 @@ def landmark_terms(
     count = truth.landmarks.shape[0]
     share = jnp.where(jnp.arange(count) < 68, w.named, 1.0)
     cost = likelihood(said.landmarks, said.log_sigma, truth.landmarks)
+    shares = identity_shares(basis, truth.identity.shape[0])
     seen = jax.nn.softplus(said.visible) - truth.visible * said.visible
     terms = {
         "likelihood": jnp.sum(share * cost) / jnp.sum(share),
@@ -102,7 +103,7 @@ def landmark_terms(
         "rotation": w.rotation * 0.5 * jnp.sum((said.rotation - truth.rotation) ** 2),
         "placement": w.placement * jnp.sum((said.placement - truth.placement) ** 2),
         "expression": w.expression * jnp.sum((said.expression - truth.expression) ** 2),
-        "identity": w.identity * jnp.sum(identity_shares(basis, truth) * (said.identity - truth.identity) ** 2),
+        "identity": w.identity * jnp.sum(shares * (said.identity - truth.identity) ** 2),
     }
     if w.parameters == "joint":
         raise ValueError(f"parameters: got joint, expected one of {', '.join(JOINT)}. See landmark_training.Trainer.")

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from fitting.landmark_losses import Truth
 from fitting.landmark_network import Prediction
 from morphable.model import MorphableModel
+from morphable.symmetry import mirrored_units
 
 _Seen = TypeVar("_Seen", Prediction, Truth)
 
@@ -25,19 +26,10 @@ class Mirror(NamedTuple):
 
 def mirror_of(model: MorphableModel, points: Int[ArrayLike, " point"]) -> Mirror:
     """The mirror of a model whose modes are symmetric or antisymmetric, and of its landmarks' twins."""
-    names = list(model.expression_names)
-
-    def other(name: str) -> int:
-        for one, two in (("Left", "Right"), ("Right", "Left")):
-            if name.endswith(one):
-                twin = name.removesuffix(one) + two
-                return names.index(twin) if twin in names else names.index(name)
-        return names.index(name)
-
     modes = np.asarray(model.shape.modes)
     seen = modes[np.asarray(model.mirror)] * np.array([-1.0, 1.0, 1.0])[:, None]
     sign = np.where(np.sum(seen * modes, axis=(0, 1)) < 0, -1.0, 1.0)
-    units = jnp.asarray([other(n) for n in names], jnp.int32)
+    units = jnp.asarray(mirrored_units(model.expression_names), jnp.int32)
     return Mirror(jnp.asarray(points, jnp.int32), units, jnp.asarray(sign, jnp.float32))
 
 

@@ -221,7 +221,7 @@ class Consensus(eqx.Module):
         self.hidden = Dense(key, 3 * points + 3, _SPOKEN, np.sqrt(2.0))
         # At first nothing is changed.
         count = 2 * points + others
-        self.out = eqx.tree_at(lambda d: d.matrix, Dense(key, _SPOKEN, count), jnp.zeros((count, _SPOKEN)))
+        self.out = Dense(key, _SPOKEN, count, gain=0.0)
 
     def __call__(
         self, landmarks: Float[Array, "point 2"], log_sigma: Float[Array, " point"]

@@ -96,15 +96,14 @@ def locate(network: LandmarkNetwork, photo: Photo, square: Square, refinements: 
 _MOVES = ((0.0, 0.0, 1.0), (0.04, 0.04, 1.0), (-0.04, 0.04, 0.96), (0.04, -0.04, 1.04), (-0.04, -0.04, 1.0))
 
 
-def look_steadily(network: LandmarkNetwork, photo: Photo, square: Square, mirror: Mirror | None) -> Sighting:
+def look_steadily(network: LandmarkNetwork, photo: Photo, square: Square, mirror: Mirror) -> Sighting:
     """What the network sees in about this square: the mean of a few looks, which depends less on where it lies.
 
-    With a mirror each is taken both ways, so that left and right are alike. The mean is nearer to the truth than one
-    look: docs/landmark_network.md.
+    Each is taken both ways, so that left and right are alike. The mean is nearer to the truth than one look:
+    docs/landmark_network.md.
     """
     moved = [Square(square.centre + square.side * np.array([x, y]), f * square.side, square.roll) for x, y, f in _MOVES]
-    ways = (None,) if mirror is None else (None, mirror)
-    looks = [look(network, photo, s, way) for s in moved for way in ways]
+    looks = [look(network, photo, s, way) for s in moved for way in (None, mirror)]
     names = ("points", "sigma", "visible", "origin", "px_per_mm", "expression", "identity")
     mean = {name: np.mean([getattr(seen, name) for seen in looks], axis=0) for name in names}
     rotation = Rotation.from_matrix([seen.rotation for seen in looks]).mean().as_matrix()

@@ -18,13 +18,13 @@ from fitting.evaluation import (
     Interval,
     Scan,
     SurfaceScore,
+    adapted_labels,
     bootstrap,
     correspondence_error,
     cumulative,
     landmark_errors,
     psnr,
     region_scores,
-    relabelled,
     scan_to_mesh,
     ssim,
     visible_skin,
@@ -254,7 +254,7 @@ def landmark_report(
 
     On a set with many frontal faces the two differ, and published tables mix them. The mean face's row poses the
     model's mean landmarks on the prediction's points: what the pose alone explains. From eight answers on there is a
-    row of the `relabelled` prediction: in the set's own definition of the landmarks, learnt from the other images.
+    row with adapted labels: the prediction in the set's own definition of the landmarks, learnt from the other images.
     """
     errors = {"prediction": np.full((len(names), 68), np.nan), "mean face": np.full((len(names), 68), np.nan)}
     for k, name in enumerate(names):
@@ -268,10 +268,12 @@ def landmark_report(
             continue
         posed = scale * mean_landmarks @ rotation[:2].T + origin
         errors["mean face"][k] = landmark_errors(posed, truth[k], normaliser)
-    if np.isfinite(errors["prediction"]).all(axis=1).sum() >= _RELABEL_FROM:
+    if np.isfinite(errors["prediction"]).all(axis=1).sum() >= _ADAPT_FROM:
         given = np.stack([predictions.get(name, np.full((68, 2), np.nan)) for name in names])
-        moved = relabelled(np.asarray(given, float), np.asarray(truth, float), mean_landmarks)
-        errors["relabelled"] = np.stack([landmark_errors(p, t, normaliser) for p, t in zip(moved, truth, strict=True)])
+        moved = adapted_labels(np.asarray(given, float), np.asarray(truth, float), mean_landmarks)
+        errors["label-adapted"] = np.stack(
+            [landmark_errors(p, t, normaliser) for p, t in zip(moved, truth, strict=True)]
+        )
     yaw = np.abs(yaw_deg)
     in_bin = [(yaw >= low) & ((yaw < high) | (high == YAW_BINS[-1][1])) for low, high in YAW_BINS]
     answered = np.asarray(np.isfinite(errors["prediction"]).all(axis=1))
@@ -307,12 +309,12 @@ def landmark_report(
             rows.append([face, label, str(len(chosen)), *cells])
     counts = ", ".join(f"{int((m & answered).sum())} of {int(m.sum())}" for m in in_bin)
     note = f"answered by yaw bin: {counts}; 95 % bootstrap intervals over images; mean of bins: over those with images"
-    if "relabelled" in errors:
-        note += "\nrelabelled: without the constant differences to the truth that the other images show"
+    if "label-adapted" in errors:
+        note += "\nlabel-adapted: without the constant differences to the truth that the other images show"
     return Report(f"{first}\n\n{note}\n" + table(["face", "average", "images", *_SET_HEADS], rows, labels=2), numbers)
 
 
-_RELABEL_FROM = 8  # answers: from few images, what is one face's own passes for the set's definition
+_ADAPT_FROM = 8  # answers: from few images, what is one face's own passes for the set's definition
 _LANDMARK_SETS = {"68": np.arange(68), "51": np.arange(17, 68), "49": LANDMARKS_49}
 _SET_HEADS = [f"NME{k}" for k in _LANDMARK_SETS]
 

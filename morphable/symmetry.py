@@ -1,4 +1,6 @@
-"""Which vertex lies on the other side of the face, for meshes that do not say."""
+"""Which vertex lies on the other side of the face, for meshes that do not say, and which expression unit."""
+
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -36,3 +38,16 @@ def mirror_table(vertices: Float[np.ndarray, "vertex 3"], middle_x: float = 0.0)
     alone = table < 0
     table[alone] = np.flatnonzero(alone)
     return table
+
+
+def mirrored_name(name: str) -> str:
+    """The expression unit of the other side; a unit without sides is its own."""
+    if name.endswith("Left"):
+        return name.removesuffix("Left") + "Right"
+    return name.removesuffix("Right") + "Left" if name.endswith("Right") else name
+
+
+def mirrored_units(names: Sequence[str]) -> Int[np.ndarray, " unit"]:
+    """The unit of the other side for each of a model's; one whose twin the model has not is its own."""
+    at = {name: k for k, name in enumerate(names)}
+    return np.array([at.get(mirrored_name(name), k) for k, name in enumerate(names)], int)

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 
 from morphable.default_model.assets import Assets
 from morphable.default_model.surface import HeadTopology
+from morphable.symmetry import mirrored_units
 
 # Order of Apple's ARFaceAnchor.BlendShapeLocation. left and right are the subject's.
 ARKIT_NAMES = tuple(
@@ -76,13 +77,6 @@ def skin_weights(assets: Assets, topology: HeadTopology, vertex_count: int) -> F
     return out / out.sum(axis=1, keepdims=True)
 
 
-def mirrored_name(name: str) -> str:
-    """The unit of the other side; a unit without sides is its own."""
-    if name.endswith("Left"):
-        return name.removesuffix("Left") + "Right"
-    return name.removesuffix("Right") + "Left" if name.endswith("Right") else name
-
-
 def expression_units(
     assets: Assets,
     topology: HeadTopology,
@@ -99,7 +93,7 @@ def expression_units(
     if found != set(ARKIT_NAMES):
         raise ValueError(f"face units: expected ARKit's 52, differing in {sorted(found ^ set(ARKIT_NAMES))}")
     units = np.stack([assets.face_unit(name, vertex_count)[topology.base_ids] for name in ARKIT_NAMES])
-    twin = [ARKIT_NAMES.index(mirrored_name(name)) for name in ARKIT_NAMES]
+    twin = mirrored_units(ARKIT_NAMES)
     units = (units + units[twin][:, topology.mirror] * [-1, 1, 1]) / 2
     eyes = np.concatenate([np.arange(topology.rows)[topology.part_rows[part]] for part in ("eye_left", "eye_right")])
     units[:, eyes] = 0.0

@@ -22,6 +22,7 @@ from fitting.evaluation import (
     EvaluationError,
     FaceMesh,
     Scan,
+    adapted_labels,
     bootstrap,
     correspondence_error,
     crop,
@@ -31,7 +32,6 @@ from fitting.evaluation import (
     mean_face,
     psnr,
     region_scores,
-    relabelled,
     scan_to_mesh,
     ssim,
     visible_skin,
@@ -287,20 +287,20 @@ def test_a_sets_own_definition_is_learnt_from_its_other_images(face):
     offset = (offset + offset[MIRROR_68] * [-1, 1, 1]) / 2
     predicted, defined = shown(face.landmarks), shown(face.landmarks + offset)
     error = lambda p, t: np.linalg.norm(p - t, axis=2).mean()  # noqa: E731
-    assert error(relabelled(predicted, defined, face.landmarks), defined) < 0.15 * error(predicted, defined)
+    assert error(adapted_labels(predicted, defined, face.landmarks), defined) < 0.15 * error(predicted, defined)
     failed = predicted.copy()
     failed[7] += rng.normal(size=(68, 2)) * 200
-    after, before = (np.delete(x, 7, axis=0) for x in (relabelled(failed, defined, face.landmarks), defined))
+    after, before = (np.delete(x, 7, axis=0) for x in (adapted_labels(failed, defined, face.landmarks), defined))
     assert error(after, before) < 0.25 * error(predicted, defined)  # one that failed spoils little
     noisy = predicted + rng.normal(size=predicted.shape) * 6
     own = error(noisy, predicted)
-    assert 0.95 * own < error(relabelled(noisy, predicted, face.landmarks), predicted) < 1.15 * own
+    assert 0.95 * own < error(adapted_labels(noisy, predicted, face.landmarks), predicted) < 1.15 * own
     noisy[3] = np.nan
-    partly = relabelled(noisy, predicted, face.landmarks)
+    partly = adapted_labels(noisy, predicted, face.landmarks)
     assert np.isnan(partly[3]).all() and np.isfinite(np.delete(partly, 3, axis=0)).all()
     changed = defined.copy()
     changed[5] += 10.0  # its own truth does not help an image
-    one, two = (relabelled(predicted, t, face.landmarks) for t in (defined, changed))
+    one, two = (adapted_labels(predicted, t, face.landmarks) for t in (defined, changed))
     np.testing.assert_allclose(one[5], two[5])
     assert np.abs(one[4] - two[4]).max() > 0.2
 

@@ -228,12 +228,11 @@ def test_the_shipped_network_sees_a_turned_photo_as_it_sees_it_upright(shipped, 
 
 
 def test_left_is_seen_as_right_is(shipped, photo, face):
-    """The mean of looks both ways at a photo in the mirror is the mirror image of that at the photo."""
+    """A look in the mirror is the mirror image of a look at the photo in the mirror."""
     square, across = around(face.landmarks), np.array([-1.0, 1.0])
     there = square._replace(centre=square.centre * across + [photo.width, 0.0])
     mirrored = Photo(np.ascontiguousarray(photo.pixels[:, ::-1]))
     network, mirror = shipped.network, shipped.mirror
-    # One square: of those that look_steadily moves it to, the mirror images are not all among them.
     here, seen = ([look(network, p, s, way) for way in (None, mirror)] for p, s in ((photo, square), (mirrored, there)))
     for one, other in ((here[0], seen[1]), (here[1], seen[0])):
         back = one.points * across + [photo.width, 0.0]
