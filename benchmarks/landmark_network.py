@@ -157,43 +157,49 @@ def _score(fit, scan, mean) -> tuple[float, float]:
     return found.median, found.landmarks51
 
 
+_SINGLE = ("y+00", "y-30", "y+30")  # views fitted alone, from which dlib finds its points
+
+
 def ict(provider: NetworkProvider, fitter: Fitter, data: Path):
-    mean = mean_face(fitter.model)
-    table: dict[str, list[float]] = {"dlib": [], "network": [], "mean": []}
-    turned = []
+    """Every view fitted alone: shape by view and pooled, with dlib and the network; rotation where dlib is useless."""
+    mean, sources = mean_face(fitter.model), {"dlib": None, "network": provider}
+    table: dict[str, list[list[float]]] = {name: [] for name in sources}  # a row of views for each subject
+    plain: list[float] = []
+    turned: list[float] = []
     for folder in sorted((data / "ict_dev").iterdir()):
         truth, scan = np.load(folder / "gt.npz"), read_scan(folder / "gt.npz", mask="face_mask_core", expression=0)
-        photo = read_photo(folder / "y+00.jpg")
-        line = [scan_to_mesh(scan, mean).median]
-        table["mean"].append(line[0])
-        for name, source in (("dlib", None), ("network", provider)):
-            face = detect_faces(photo, provider=source)[0]
-            median, inner = _score(fitter.fit(photo, face), scan, mean)
-            table[name].append(median)
-            line += [median, inner]
-        words = []
+        plain.append(scan_to_mesh(scan, mean).median)
+        words = [f"mean {plain[-1]:.3f}"]
+        for name, source in sources.items():
+            row = []
+            for view in _SINGLE:
+                photo = read_photo(folder / f"{view}.jpg")
+                row.append(_score(fitter.fit(photo, detect_faces(photo, provider=source)[0]), scan, mean)[0])
+            table[name].append(row)
+            words.append(f"{name} " + " ".join(f"{v} {x:.3f}" for v, x in zip(_SINGLE, row, strict=True)))
         for view in ("y-60", "y+60"):
-            k = list(truth["names"]).index(view)
             side = read_photo(folder / f"{view}.jpg")
             try:
                 face = detect_faces(side, provider=provider)[0]
             except NoFaceError:
                 words.append(f"{view} no face")
-                turned.append((np.nan, np.nan))
+                turned.append(np.nan)
                 continue
-            fit = fitter.fit(side, face)
-            degrees = angle(np.asarray(fit.camera.rotation), truth["R"][k])
-            before = nme(face.landmarks, truth["lmk2d"][k])
-            turned.append((degrees, before))
-            words.append(f"{view} {degrees:.1f} deg, NME {before:.1f}, {fit.result}")
+            fit, k = fitter.fit(side, face), list(truth["names"]).index(view)
+            turned.append(angle(np.asarray(fit.camera.rotation), truth["R"][k]))
+            words.append(f"{view} {_score(fit, scan, mean)[0]:.3f} {turned[-1]:.1f} deg, {fit.result}")
+        print(f"{folder.name}: {'; '.join(words)}", flush=True)
+    print(f"mean face: {np.mean(plain):.3f} mm")
+    dlib, network = (np.array(table[name]) for name in sources)
+    for label, columns in (*((v, [k]) for k, v in enumerate(_SINGLE)), ("pooled", [0, 1, 2])):
+        one, other = dlib[:, columns].mean(axis=1), network[:, columns].mean(axis=1)
+        error = np.std(other - one, ddof=1) / np.sqrt(len(one))  # subjects differ more than detectors
         print(
-            f"{folder.name}: mean {line[0]:.3f}; dlib {line[1]:.3f} (51: {line[2]:.2f}); network {line[3]:.3f} (51: "
-            f"{line[4]:.2f}); {'; '.join(words)}",
-            flush=True,
+            f"{label}: dlib {one.mean():.3f}, network {other.mean():.3f} mm, "
+            f"{100 * (other.mean() / one.mean() - 1):+.1f} % "
+            f"(difference {np.mean(other - one):+.3f}, standard error {error:.3f})"
         )
-    pooled = {name: float(np.mean(v)) for name, v in table.items()}
-    print(f"pooled: {pooled}; network against dlib {100 * (pooled['network'] / pooled['dlib'] - 1):+.1f} %")
-    degrees = np.array([d for d, _ in turned])
+    degrees = np.array(turned)
     near = int(np.sum(degrees < 5))
     print(f"views at 60 degrees: worst {np.nanmax(degrees):.1f}, within 5 degrees {near} of {len(degrees)}")
 

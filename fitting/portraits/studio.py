@@ -38,6 +38,8 @@ class Studio(eqx.Module):
     eyes: Float[Array, " vertex"]
     teeth: Float[Array, " vertex"]
     bushy: Float[Array, " vertex"]  # where thick brows grow: around the model's own
+    neck: Float[Array, " vertex"]  # 1 on the neck, 0 from the jaw's lower edge upwards and on ears
+    throat: Float[Array, " vertex"]  # 1 in the middle of what lies between chin and neck
     triangles: Int[Array, "triangle 3"]  # without lashes, which drawn opaque look like paint
 
 
@@ -60,8 +62,10 @@ def studio(model: MorphableModel) -> Studio:
     teeth = _of_parts(head, part, [n for n in head.part_names if n.startswith("teeth")])
     openness = np.maximum(openness, 0.75 * teeth)
     outside = (skin > 0) & (np.asarray(head.masks.get("interior", np.zeros(len(part)))) < 0.5)
-    outside &= np.asarray(head.masks.get("ears", np.zeros(len(part)))) < 0.05
+    ears = np.asarray(head.masks.get("ears", np.zeros(len(part))), float)
+    outside &= ears < 0.05
     hull, offset, out = _hull(mean, outside)
+    neck, throat = _below_jaw(mean, np.asarray(landmarks(head.mean), float), ears)
     return Studio(
         head=head,
         landmarks=dataclasses.replace(points, surface=dense),
@@ -73,8 +77,29 @@ def studio(model: MorphableModel) -> Studio:
         eyes=jnp.asarray(eyes, jnp.float32),
         teeth=jnp.asarray(teeth, jnp.float32),
         bushy=jnp.asarray(_around(mean, np.asarray(head.masks.get("brows", np.zeros(len(part))))) * skin, jnp.float32),
+        neck=jnp.asarray(neck * skin, jnp.float32),
+        throat=jnp.asarray(throat * skin, jnp.float32),
         triangles=jnp.asarray(triangles, jnp.int32),
     )
+
+
+def _below_jaw(
+    mean: Float[np.ndarray, "vertex 3"], marks: Float[np.ndarray, "68 3"], ears: Float[np.ndarray, " vertex"]
+):
+    """How much vertices belong to the neck, and to the throat between it and the chin."""
+    chin, corner = marks[8], 0.5 * (marks[3] + marks[13])
+    back = (corner - chin)[1:] / np.linalg.norm((corner - chin)[1:])  # along the jaw's lower edge, as (y, z)
+    down = np.array([0.0, back[1], -back[0]])
+    depth = (mean - chin) @ down  # mm below the plane of the jaw's lower edge
+    under = _step(depth, 4.0, 30.0) * _step(corner[1] - mean[:, 1], -5.0, 30.0) * (1.0 - np.clip(2.0 * ears, 0.0, 1.0))
+    middle = _step(depth, 0.0, 15.0) * _step(-depth, -75.0, -35.0) * np.exp(-((mean[:, 0] / 40.0) ** 2))
+    return under, middle * _step(mean[:, 2] - corner[2], -25.0, 10.0)
+
+
+def _step(values: Float[np.ndarray, " value"], low: float, high: float) -> Float[np.ndarray, " value"]:
+    """From 0 to 1, smoothly."""
+    t = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
 
 
 def _around(mean: Float[np.ndarray, "vertex 3"], mask: Float[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:

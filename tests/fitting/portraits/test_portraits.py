@@ -29,7 +29,9 @@ from fitting.portraits.stream import Examples, Order, read_chunk, render_ahead, 
 from fitting.portraits.studio import SKULL, Studio, lit_vertices, studio
 from fitting.portraits.wardrobe import (
     WARDROBE_TRIANGLES,
+    Build,
     body,
+    build,
     dye,
     grid_triangles,
     hair,
@@ -37,6 +39,7 @@ from fitting.portraits.wardrobe import (
     natural_hair_colour,
     smooth_noise,
     spectacles,
+    stout,
 )
 from morphable.colour import linear_to_srgb
 
@@ -445,11 +448,41 @@ def test_grids_are_surfaces(closed):
     np.testing.assert_array_equal(np.unique(triangles), np.arange(columns * rows))
 
 
+def test_builds_are_of_neck_and_throat_alone(stage):
+    mean, zero = stage.head.mean, jnp.zeros(())
+    rounded = lambda neck, throat: np.asarray(stout(stage, mean, Build(zero + neck, zero + throat)), float)  # noqa: E731
+    before = np.asarray(mean, float)
+    np.testing.assert_array_equal(rounded(0.0, 0.0), before)
+    broad, full = rounded(10.0, 0.0), rounded(0.0, 10.0)
+    marks = on(stage.landmarks.surface, np.stack([before, broad, full]))[:, :68]
+    assert np.abs(marks[1:] - marks[0]).max() < 0.6
+    chin = marks[0, 8]
+    level = np.asarray(stage.skin > 0) & (np.abs(before[:, 1] - chin[1] + 30) < 8)  # 3 cm below the chin
+    assert 18 < np.ptp(broad[level, 0]) - np.ptp(before[level, 0]) <= 20
+    out = broad - before
+    side = np.asarray(stage.neck == 1) & (np.abs(before[:, 0]) > 20)
+    np.testing.assert_allclose(np.linalg.norm(out[side], axis=1), 10, atol=1e-3)
+    assert (out[side, 0] * before[side, 0] > 0).all()
+    np.testing.assert_allclose(out[:, 1], 0, atol=1e-4)
+    moved = full - before
+    lowest = moved[np.argmax(np.linalg.norm(moved, axis=1))]
+    assert 8 < -lowest[1] < 10 and lowest[2] > 3 and lowest[0] == 0
+    under = np.linalg.norm(moved, axis=1) > 3
+    assert (before[under, 1] < marks[0, 4, 1]).all() and (np.abs(before[under, 0]) < 50).all()
+
+
+def test_necks_are_of_all_sizes_and_some_throats_full(key):
+    neck, throat = (np.asarray(v) for v in quickly(jax.vmap(build))(jax.random.split(key, 400)))
+    assert neck.min() < 0 and neck.max() > 14 and abs(neck.mean() - 6) < 1
+    assert 0.25 < np.mean(throat > 0) < 0.45 and throat.min() == 0 and throat.max() > 14
+
+
 def test_clothes_have_the_vertices_that_their_triangles_join(stage, key):
     vertices, colour = stage.head.mean, jnp.ones(3)
     made = jax.eval_shape(
         lambda: (
-            hair(stage, vertices, key, colour), hat(stage, vertices, key), body(vertices, key, colour),
+            hair(stage, vertices, key, colour), hat(stage, vertices, key),
+            body(vertices, key, colour, build(key)),
             spectacles(stage, vertices, key)[1],
         )
     )  # fmt: skip
@@ -561,8 +594,9 @@ def test_paint_is_a_colour_and_only_beards_lift_the_skin(stage, taken, reduced):
         assert table[:, 7].min() >= 0 and table[:, 7].max() <= 1 + 1e-6  # of the lamp
         assert table[:, 9].min() >= 0 and table[:, 9].max() <= 1
         lift = np.linalg.norm(t.in_head(parts(stage, t.dressed.points)[0]) - vertices, axis=1)
-        assert lift[beard == 0].max() < 0.02 and lift.max() < 25
-        most.append(lift.max())
+        face = np.asarray((stage.neck == 0) & (stage.throat == 0))  # others are as the person is built
+        assert lift[(beard == 0) & face].max() < 0.02 and lift[face].max() < 25
+        most.append(lift[face].max())
     assert np.mean(np.array(most) > 1) > 0.05 and np.mean(np.array(most) < 0.02) > 0.3
 
 
