@@ -163,7 +163,7 @@ _SINGLE = ("y+00", "y-30", "y+30")  # views fitted alone, from which dlib finds 
 def ict(provider: NetworkProvider, fitter: Fitter, data: Path):
     """Every view fitted alone: shape by view and pooled, with dlib and the network; rotation where dlib is useless."""
     mean, sources = mean_face(fitter.model), {"dlib": None, "network": provider}
-    table: dict[str, list[list[float]]] = {name: [] for name in sources}  # a row of views for each subject
+    table: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in sources}  # a row for each subject
     plain: list[float] = []
     turned: list[float] = []
     for folder in sorted((data / "ict_dev").iterdir()):
@@ -174,9 +174,11 @@ def ict(provider: NetworkProvider, fitter: Fitter, data: Path):
             row = []
             for view in _SINGLE:
                 photo = read_photo(folder / f"{view}.jpg")
-                row.append(_score(fitter.fit(photo, detect_faces(photo, provider=source)[0]), scan, mean)[0])
+                row.append(_score(fitter.fit(photo, detect_faces(photo, provider=source)[0]), scan, mean))
             table[name].append(row)
-            words.append(f"{name} " + " ".join(f"{v} {x:.3f}" for v, x in zip(_SINGLE, row, strict=True)))
+            words.append(
+                f"{name} " + " ".join(f"{v} {x:.3f} (51: {i:.2f})" for v, (x, i) in zip(_SINGLE, row, strict=True))
+            )
         for view in ("y-60", "y+60"):
             side = read_photo(folder / f"{view}.jpg")
             try:
@@ -187,15 +189,18 @@ def ict(provider: NetworkProvider, fitter: Fitter, data: Path):
                 continue
             fit, k = fitter.fit(side, face), list(truth["names"]).index(view)
             turned.append(angle(np.asarray(fit.camera.rotation), truth["R"][k]))
-            words.append(f"{view} {_score(fit, scan, mean)[0]:.3f} {turned[-1]:.1f} deg, {fit.result}")
+            before = nme(face.landmarks, truth["lmk2d"][k])
+            median = _score(fit, scan, mean)[0]
+            words.append(f"{view} {median:.3f} {turned[-1]:.1f} deg, NME {before:.1f}, {fit.result}")
         print(f"{folder.name}: {'; '.join(words)}", flush=True)
     print(f"mean face: {np.mean(plain):.3f} mm")
     dlib, network = (np.array(table[name]) for name in sources)
     for label, columns in (*((v, [k]) for k, v in enumerate(_SINGLE)), ("pooled", [0, 1, 2])):
-        one, other = dlib[:, columns].mean(axis=1), network[:, columns].mean(axis=1)
+        (one, one51), (other, other51) = (t[:, columns].mean(axis=1).T for t in (dlib, network))
         error = np.std(other - one, ddof=1) / np.sqrt(len(one))  # subjects differ more than detectors
         print(
-            f"{label}: dlib {one.mean():.3f}, network {other.mean():.3f} mm, "
+            f"{label}: dlib {one.mean():.3f} (51: {one51.mean():.2f}), network {other.mean():.3f} mm "
+            f"(51: {other51.mean():.2f}), "
             f"{100 * (other.mean() / one.mean() - 1):+.1f} % "
             f"(difference {np.mean(other - one):+.3f}, standard error {error:.3f})"
         )

@@ -32,7 +32,7 @@ from fitting.fit import Fit
 from fitting.observation import Photo
 from fitting.texture_map import solid_triangles
 from morphable.colour import linear_to_srgb, srgb_to_linear
-from morphable.mesh import triangulate, unit
+from morphable.mesh import smoothstep, triangulate, unit
 from morphable.model import MorphableModel
 from morphable.uv import interpolate
 from renderer.camera import Pinhole
@@ -260,7 +260,7 @@ def _head(fit: Fit, camera: Pinhole, linear, margin: int, per_px: float) -> _Hea
     both = (well & face) & (well & face)[mirror]
     gain = surface.continued(surface.smoothed(ratio, both), both, drawn | edge)
 
-    neck = _smoothstep((_chin(fit) - vertices[:, 1] - _NECK_MM[0]) / (_NECK_MM[1] - _NECK_MM[0]))
+    neck = smoothstep(_chin(fit) - vertices[:, 1], *_NECK_MM)
     return _Head(
         points=points,
         triangles=np.where(kept[:, None], triangles, 0),  # as many for every photo: one program for all
@@ -429,13 +429,13 @@ def _background(camera: Pinhole, survey: _Survey, pivot, margin: int, shape: tup
     known = np.isfinite(below)
     outline = extrapolate(np.where(known, below, 0.0)[..., None], known.astype(float), np.array([pivot[2]]))[..., 0]
     plane = max(pivot[2] + _BEHIND_MM, float(outline.max()))
-    back = _smoothstep(outside / _FALL_MM)
+    back = smoothstep(outside, 0.0, _FALL_MM)
     near = extrapolate(np.where(head, survey.follow, 0.0)[..., None], head.astype(float), np.ones(1))[..., 0]
-    follow = near * (1.0 - _smoothstep((outside - _FOLLOW_MM[0]) / (_FOLLOW_MM[1] - _FOLLOW_MM[0])))
+    follow = near * (1.0 - smoothstep(outside, *_FOLLOW_MM))
     # Mirrored parts come forth from behind the outline. There the background stays, far back: it would cover them.
     twins = np.isfinite(survey.twin_depth)
     beside = _distance(~twins) * survey.cell_mm if twins.any() else np.full(twins.shape, np.inf)
-    stays = 1.0 - _smoothstep((beside - _STAYS_MM[0]) / (_STAYS_MM[1] - _STAYS_MM[0]))
+    stays = 1.0 - smoothstep(beside, *_STAYS_MM)
 
     lines, side = [], _SURVEY * survey.cell_px
     for start, length in zip(survey.corner, shape[::-1], strict=True):
@@ -463,7 +463,7 @@ def _background(camera: Pinhole, survey: _Survey, pivot, margin: int, shape: tup
     inside = np.linalg.norm(outwards, axis=0) * survey.cell_mm / survey.cell_px
     begins, whole, fades, ends = _RIM_COLOUR_MM
     share = np.where(head, np.maximum(stays, 1.0 - survey.skin), 0.0)
-    share *= _smoothstep((inside - begins) / (whole - begins)) * (1.0 - _smoothstep((inside - fades) / (ends - fades)))
+    share *= smoothstep(inside, begins, whole) * (1.0 - smoothstep(inside, fades, ends))
     coloured = place + np.stack([survey.at(k * share, place) for k in outwards], axis=1)
     i = np.arange(u.size).reshape(u.shape)
     quads = np.stack([i[:-1, :-1], i[1:, :-1], i[1:, 1:], i[:-1, 1:]], axis=-1).reshape(-1, 4)
@@ -473,11 +473,6 @@ def _background(camera: Pinhole, survey: _Survey, pivot, margin: int, shape: tup
 def _distance(inside: Bool[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
     """From each place of a mask to the nearest one outside of it, in pixels."""
     return np.asarray(distance_transform_edt(inside))
-
-
-def _smoothstep(t):
-    t = np.clip(t, 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
 
 
 def _bilinear(values, at):

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from morphable.detail import LIMIT_MM
 from morphable.landmarks import MIRROR_68
-from morphable.mesh import Mesh
+from morphable.mesh import Mesh, smoothstep
 from morphable.model import MorphableModel
 from morphable.uv import TexelTable, interpolate
 from renderer.unwrap import texel_table
@@ -349,12 +349,6 @@ def _texel_mm(points: Float[np.ndarray, "size size 3"], valid: Bool[np.ndarray, 
     return float(np.clip(np.median(step[both]), 0.1, 20.0)) if both.any() else 280.0 / len(points)
 
 
-def _smoothstep(values, low, high):
-    """From 0 to 1 between two values, with level ends."""
-    t = ((values - low) / (high - low)).clip(0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
-
-
 def _reference_polygon(indices: list[int], side: float = 1.0) -> Float[np.ndarray, "corner 2"]:
     return np.array([_REFERENCE[i][:2] for i in indices]) * [side, 1.0]
 
@@ -394,14 +388,14 @@ def _skin(model: MorphableModel, table: TexelTable, points, normals, texel_mm: f
     outer = np.concatenate([outer, _reference_polygon([56, 55])])
     inner = np.concatenate([_reference_polygon([64, 63, 62]), _reference_polygon([63, 64, 65], -1.0)])
     inner = np.concatenate([inner, _reference_polygon([66, 65])])
-    oval = _smoothstep(80.0 - np.hypot(x, np.where(y > 20, 1.15 * (y - 20), 0.0)), 0, 8) * _smoothstep(y, -120, -112)
-    oval = oval * _smoothstep(z, -55, -45)
+    oval = smoothstep(80.0 - np.hypot(x, np.where(y > 20, 1.15 * (y - 20), 0.0)), 0, 8) * smoothstep(y, -120, -112)
+    oval = oval * smoothstep(z, -55, -45)
     seen = (np.asarray(table.triangle_ids) >= 0) & _frontmost(x, y, z) & (normals[..., 2] > -0.2)
     base = flat[..., 0] * oval * seen
     for away in eyes:
-        base = base * _smoothstep(away, 1.0, 4.0)
-    face = base * _smoothstep(_distance_to(inner, x, y), 0.0, 2.0)
-    bare = base * np.clip(1.0 - 2.0 * flat[..., 1], 0, 1) * _smoothstep(_distance_to(outer, x, y), -0.5, 2.0)
+        base = base * smoothstep(away, 1.0, 4.0)
+    face = base * smoothstep(_distance_to(inner, x, y), 0.0, 2.0)
+    bare = base * np.clip(1.0 - 2.0 * flat[..., 1], 0, 1) * smoothstep(_distance_to(outer, x, y), -0.5, 2.0)
 
     def faded(amount):
         # Of what is seen only the face itself, not its fringes; eroded and smoothed, it leaves no edge in the relief.
@@ -411,7 +405,7 @@ def _skin(model: MorphableModel, table: TexelTable, points, normals, texel_mm: f
         # The outer border, where a jaw turns away from the front, is ragged: there it fades over a wider band.
         outer = gaussian_filter(np.asarray(binary_fill_holes(kept), float), 4.0 / texel_mm)
         inner = gaussian_filter(amount * kept, 1.5 / texel_mm)
-        return _smoothstep(inner, 0.55, 0.95) * _smoothstep(outer, 0.55, 0.98)
+        return smoothstep(inner, 0.55, 0.95) * smoothstep(outer, 0.55, 0.98)
 
     return faded(bare), faded(face)
 
@@ -618,7 +612,7 @@ def _most(*blobs):
 
 def _beard(x, y):
     border = np.interp(np.abs(x), [0, 18, 26, 35, 50, 62, 70], [-48, -48, -57, -72, -66, -45, -5])
-    return _smoothstep(border - y, -2, 8)
+    return smoothstep(border - y, -2, 8)
 
 
 _PLACES = {
@@ -834,7 +828,7 @@ def _draw_lines(layout: ReliefLayout, key: Key[Array, ""], age, warp: Float[Arra
     way = jnp.einsum("lk,lkp->lp", bent * less, lines.bends) + (wander * z[:, :3] * less) @ bends
     wave = jnp.minimum(1.0, length / 60.0) * wander * jnp.asarray([0.6, 0.4, 0.25]) * z[:, 3:6]
     way = way + wave @ waves[:3]
-    ends = [_smoothstep(way_in - 0.2 * uniform(z[:, k : k + 1]), 0.0, 0.3) for k, way_in in ((6, t), (7, 1.0 - t))]
+    ends = [smoothstep(way_in - 0.2 * uniform(z[:, k : k + 1]), 0.0, 0.3) for k, way_in in ((6, t), (7, 1.0 - t))]
     smooth = jnp.minimum(1.0, length / (6.0 * np.arange(2.0, 10.0)))
     deep = ends[0] * ends[1] * jnp.clip(0.9 + 0.15 * (smooth * z[:, 8:16]) @ waves, 0.0, 1.4)
     low, high = table("width")[family].T
@@ -842,7 +836,7 @@ def _draw_lines(layout: ReliefLayout, key: Key[Array, ""], age, warp: Float[Arra
 
     # Lines come one after the other; and one deeper than it is wide would be a cut.
     few = jnp.asarray([len(f.curves) <= 3 for f in _FAMILIES])[family]
-    there = _smoothstep(0.4 + 0.5 * age - uniform(z[:, 17]), -0.08, 0.08) * jnp.where(few, 0.7, 1.0)
+    there = smoothstep(0.4 + 0.5 * age - uniform(z[:, 17]), -0.08, 0.08) * jnp.where(few, 0.7, 1.0)
     strength = jnp.where(lines.leading & few, 1.0, there) * jnp.exp(0.3 * z[:, 18])
     rest, fold = (jnp.minimum(strength * d[family], _STEEPEST * width) for d in (at_rest, folded))
 

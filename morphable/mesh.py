@@ -44,6 +44,12 @@ def unit(vectors: Float[Array, "*shape 3"]) -> Float[Array, "*shape 3"]:
     return vectors / jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True) + 1e-20)
 
 
+def smoothstep(values, low, high):
+    """0 at `low`, 1 at `high` (in either order), level at both ends: how regions fade out. Arrays of NumPy or JAX."""
+    t = ((values - low) / (high - low)).clip(0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)
+
+
 def triangulate(quads: Int[np.ndarray, "quad 4"]) -> Int[np.ndarray, "triangle 3"]:
     """Two triangles (0 1 2, 0 2 3) for each quad, the first halves of all quads first."""
     quads = np.asarray(quads)

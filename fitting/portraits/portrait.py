@@ -20,13 +20,13 @@ from fitting.portraits.wardrobe import (
     WARDROBE_TRIANGLES,
     Spectacles,
     body,
-    build,
+    draw_build,
     hair,
     hat,
     natural_hair_colour,
     paint,
     spectacles,
-    stout,
+    with_build,
 )
 from fitting.synthesis import draw_expression, draw_light
 from morphable.mesh import unit, vertex_normals
@@ -252,8 +252,8 @@ def dress(studio: Studio, portrait: Portrait) -> Dressed:
     """The portrait's head with all that it wears."""
     head, keys = studio.head, portrait.keys
     face = head.vertices(portrait.identity, portrait.expression)
-    stature = build(jax.random.fold_in(keys[0], 1))
-    vertices = stout(studio, face, stature)
+    build = draw_build(jax.random.fold_in(keys[0], 1))
+    vertices = with_build(studio, face, build)
     tone = jax.random.uniform(keys[0], (8,))
     hair_colour = natural_hair_colour(tone[:4])
     albedo = head.albedo_linear(portrait.albedo) * jnp.exp(0.5 * (tone[4] - 0.55))
@@ -264,7 +264,7 @@ def dress(studio: Studio, portrait: Portrait) -> Dressed:
     cloths = [
         hair(studio, vertices, keys[3], hair_colour),
         hat(studio, vertices, jax.random.fold_in(keys[3], 1)),
-        body(vertices, jax.random.fold_in(keys[3], 2), skin, stature),
+        body(vertices, jax.random.fold_in(keys[3], 2), skin, build),
         bars,
     ]
     triangles, start = [studio.triangles], len(surface)
@@ -291,7 +291,7 @@ def dress(studio: Studio, portrait: Portrait) -> Dressed:
         triangles=triangles,
         table=jnp.concatenate(columns, axis=1),
         glasses=glasses,
-        landmarks=in_camera(studio.landmarks.surface(face)),
+        landmarks=in_camera(studio.landmarks.surface(face)),  # the model's, as a fit knows no build
         skin=skin,
     )
 

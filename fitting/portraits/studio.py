@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fitting.dense_landmarks import DenseLandmarks, dense_landmarks
 from morphable.basis import GaussianBasis
 from morphable.landmarks import SurfacePoints
-from morphable.mesh import vertex_normals
+from morphable.mesh import smoothstep, vertex_normals
 from morphable.model import MorphableModel, once_for_each_model
 from renderer.rasterize import barycentrics, rasterize
 
@@ -85,21 +85,19 @@ def studio(model: MorphableModel) -> Studio:
 
 def _below_jaw(
     mean: Float[np.ndarray, "vertex 3"], marks: Float[np.ndarray, "68 3"], ears: Float[np.ndarray, " vertex"]
-):
-    """How much vertices belong to the neck, and to the throat between it and the chin."""
-    chin, corner = marks[8], 0.5 * (marks[3] + marks[13])
+) -> tuple[Float[np.ndarray, " vertex"], Float[np.ndarray, " vertex"]]:
+    """How much vertices belong to the neck, and to the throat between it and the chin; from iBUG's points. mm."""
+    chin, corner = marks[8], 0.5 * (marks[3] + marks[13])  # the latter between the jaw's corners
     back = (corner - chin)[1:] / np.linalg.norm((corner - chin)[1:])  # along the jaw's lower edge, as (y, z)
     down = np.array([0.0, back[1], -back[0]])
     depth = (mean - chin) @ down  # mm below the plane of the jaw's lower edge
-    under = _step(depth, 4.0, 30.0) * _step(corner[1] - mean[:, 1], -5.0, 30.0) * (1.0 - np.clip(2.0 * ears, 0.0, 1.0))
-    middle = _step(depth, 0.0, 15.0) * _step(-depth, -75.0, -35.0) * np.exp(-((mean[:, 0] / 40.0) ** 2))
-    return under, middle * _step(mean[:, 2] - corner[2], -25.0, 10.0)
-
-
-def _step(values: Float[np.ndarray, " value"], low: float, high: float) -> Float[np.ndarray, " value"]:
-    """From 0 to 1, smoothly."""
-    t = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    under = (
+        smoothstep(depth, 4.0, 30.0)
+        * smoothstep(corner[1] - mean[:, 1], -5.0, 30.0)
+        * (1.0 - np.clip(2.0 * ears, 0.0, 1.0))
+    )
+    middle = smoothstep(depth, 0.0, 15.0) * smoothstep(-depth, -75.0, -35.0) * np.exp(-((mean[:, 0] / 40.0) ** 2))
+    return under, middle * smoothstep(mean[:, 2] - corner[2], -25.0, 10.0)
 
 
 def _around(mean: Float[np.ndarray, "vertex 3"], mask: Float[np.ndarray, " vertex"]) -> Float[np.ndarray, " vertex"]:

@@ -220,27 +220,27 @@ class Build(NamedTuple):
     throat: Float[Array, ""]  # how far the throat stands out, to a double chin
 
 
-def build(key: Key[Array, ""]) -> Build:
+def draw_build(key: Key[Array, ""]) -> Build:
     """Necks from a thin woman's to a strong man's; every third throat is full."""
     u = jax.random.uniform(key, (3,))
     return Build(neck=-3.0 + 18.0 * u[0], throat=jnp.where(u[1] < 0.35, 18.0 * u[2], 0.0))
 
 
-def stout(studio: Studio, vertices: Float[Array, "vertex 3"], given: Build) -> Float[Array, "vertex 3"]:
-    """The head with its neck and throat as they are in a person of this build; the face stays.
+def with_build(studio: Studio, vertices: Float[Array, "vertex 3"], build: Build) -> Float[Array, "vertex 3"]:
+    """The head (mm, head space) with the neck and throat of a person of this build; the face stays.
 
-    Without it all necks would be those of the model's people, .7 of the jaw's width, and a network would take the jaw's
-    corners of others, whose necks are almost as broad, for further inward than they are.
+    Without it all necks would be those of the model's people, .7 of the jaw's width, and a network would take the edge
+    of broader necks for the jaw's (docs/landmark_network.md).
     """
     weight = studio.neck / jnp.maximum(jnp.sum(studio.neck), 1e-6)
     across = vertices - weight @ vertices
     across = across.at[:, 1].set(0.0)
     out = across / jnp.maximum(jnp.linalg.norm(across, axis=1, keepdims=True), 10.0)
     down = jnp.asarray([0.0, -0.9, 0.45])
-    return vertices + given.neck * studio.neck[:, None] * out + given.throat * studio.throat[:, None] * down
+    return vertices + build.neck * studio.neck[:, None] * out + build.throat * studio.throat[:, None] * down
 
 
-def body(vertices: Float[Array, "vertex 3"], key: Key[Array, ""], skin: Float[Array, "3"], given: Build) -> Cloth:
+def body(vertices: Float[Array, "vertex 3"], key: Key[Array, ""], skin: Float[Array, "3"], build: Build) -> Cloth:
     """Neck, shoulders and chest in clothes; turned and leaning otherwise than the head."""
     u = jax.random.uniform(key, (28,))
     azimuth = 2 * np.pi * np.arange(_BODY_COLUMNS) / _BODY_COLUMNS - np.pi
@@ -259,7 +259,7 @@ def body(vertices: Float[Array, "vertex 3"], key: Key[Array, ""], skin: Float[Ar
     power = 2.2
     c, s = np.cos(azimuth), np.sin(azimuth)
     radius = 1.0 / (np.abs(s) ** power + np.abs(c) ** power) ** (1 / power)
-    thick = jnp.where(height < -30, 0.0, given.neck)
+    thick = jnp.where(height < -30, 0.0, build.neck)  # shoulders are as broad with any neck
     x = (s * radius)[:, None] * (wide * jnp.where(height < -15, broad, 1.0) + thick)[None]
     z = (c * radius)[:, None] * (deep * jnp.where(height < -15, broad, 1.0) + thick)[None]
     collar = jnp.where(u[3] < 0.35, 8.0 + 14.0 * u[4], 0.0)  # stands off the neck

@@ -15,6 +15,7 @@ from scipy.interpolate import PchipInterpolator
 
 from morphable.default_model.assets import Assets, BaseMesh
 from morphable.default_model.surface import HeadTopology
+from morphable.mesh import smoothstep
 
 SAMPLES = 600
 COMPONENTS = 50
@@ -114,12 +115,6 @@ def decode_srgb(encoded):
 
 
 # ---------------------------------------------------------------------------------------------- regions
-
-
-def smooth_step(x, low, high):
-    """0 below `low`, 1 above `high`, smooth between (in either order)."""
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
 
 
 def texture_regions(
@@ -235,7 +230,7 @@ def brow_region(
         )
         distance, place = _curve_distance(vertices[near], curve)
         half = width * np.interp(place, np.linspace(0, 1, len(_BROW_WIDTH_MM)), _BROW_WIDTH_MM)
-        out[near] = np.maximum(out[near], smooth_step(distance / half, 1.5, 0.5))
+        out[near] = np.maximum(out[near], smoothstep(distance / half, 1.5, 0.5))
     return out
 
 
@@ -263,16 +258,16 @@ def head_regions(
     cheek, alar = np.array([42.0, l[30, 1] + 4, l[30, 2] - 37]), np.array([44.0, l[33, 1] - 4, l[33, 2] - 32])
 
     jaw = (
-        smooth_step(y, l[33, 1] - 2, l[33, 1] - 10)
-        * smooth_step(y, l[8, 1] - 45, l[8, 1] - 10)
-        * smooth_step(z, l[4, 2] - 30, l[4, 2])
+        smoothstep(y, l[33, 1] - 2, l[33, 1] - 10)
+        * smoothstep(y, l[8, 1] - 45, l[8, 1] - 10)
+        * smoothstep(z, l[4, 2] - 30, l[4, 2])
     )
-    sideburns = smooth_step(x, 54, 66) * smooth_step(y, bridge, l[31, 1]) * smooth_step(z, ear_z - 20, ear_z - 5)
+    sideburns = smoothstep(x, 54, 66) * smoothstep(y, bridge, l[31, 1]) * smoothstep(z, ear_z - 20, ear_z - 5)
     bare_cheek = np.max([_blob(v, alar * s, 19) for s in sides], axis=0)
     beard = np.maximum(jaw, 0.8 * sideburns) * (1 - lips) * (1 - bare_cheek) * (1 - ears)
-    mouth = smooth_step(y, l[48, 1] - 3, l[48, 1] + 3)
-    moustache = beard * mouth * smooth_step(x, 38, 26)
-    goatee = beard * (1 - mouth) * smooth_step(x, 34, 24) * smooth_step(z, l[6, 2] - 25, l[6, 2])
+    mouth = smoothstep(y, l[48, 1] - 3, l[48, 1] + 3)
+    moustache = beard * mouth * smoothstep(x, 38, 26)
+    goatee = beard * (1 - mouth) * smoothstep(x, 34, 24) * smoothstep(z, l[6, 2] - 25, l[6, 2])
 
     around = np.degrees(np.arctan2(x, z - (ear_z - 12)))
     hairline = bridge + PchipInterpolator(_HAIRLINE_DEG, _HAIRLINE_MM)(around)
@@ -280,22 +275,22 @@ def head_regions(
     top = np.array([0.0, y.max(), ear_z - 30])
 
     face = (
-        smooth_step(z, ear_z - 5, ear_z + 5)
-        * smooth_step(y, l[8, 1] - 15, l[8, 1] - 5)
-        * smooth_step(y, bridge + 85, bridge + 75)
+        smoothstep(z, ear_z - 5, ear_z + 5)
+        * smoothstep(y, l[8, 1] - 15, l[8, 1] - 5)
+        * smoothstep(y, bridge + 85, bridge + 75)
         * (1 - ears)
     )
 
     eyeballs = part["eye_left"] | part["eye_right"]
     towards = v * np.where(v[:, :1] > 0, 1, [-1, 1, 1]) - eye_centre
     angle = np.degrees(np.arccos(np.clip(towards[:, 2] / np.maximum(np.linalg.norm(towards, axis=1), 1e-9), -1, 1)))
-    iris = eyeballs * smooth_step(angle, 25, 18.5)
+    iris = eyeballs * smoothstep(angle, 25, 18.5)
     teeth = part["teeth_upper"] | part["teeth_lower"]
     # Light falls off from the middle of the ball outwards, and from the front of the mouth inwards.
     shade = np.ones(len(v))
-    shade[eyeballs] = 1 - 0.45 * smooth_step(angle[eyeballs], 25, 70)
+    shade[eyeballs] = 1 - 0.45 * smoothstep(angle[eyeballs], 25, 70)
     for inside, depth in ((teeth, 16), (part["tongue"], 45)):
-        shade[inside] = 0.15 + 0.85 * smooth_step(z[inside], z[inside].max() - depth, z[inside].max())
+        shade[inside] = 0.15 + 0.85 * smoothstep(z[inside], z[inside].max() - depth, z[inside].max())
     masks = {
         "skin": skin,
         "lips": lips * on_face,
@@ -309,13 +304,13 @@ def head_regions(
         "beard": beard * on_face,
         "moustache": moustache * on_face,
         "goatee": goatee * on_face,
-        "scalp": smooth_step(above, -10, 12) * (1 - ears) * on_face,
+        "scalp": smoothstep(above, -10, 12) * (1 - ears) * on_face,
         "ears": ears,
         "interior": interior * skin,
         "face": face * on_face,
         "sclera": eyeballs * (1 - iris),
         "iris": iris,
-        "pupil": eyeballs * smooth_step(angle, 12, 7),
+        "pupil": eyeballs * smoothstep(angle, 12, 7),
         "teeth": teeth.astype(float),
         "tongue": part["tongue"].astype(float),
         "lashes": (part["lashes_left"] | part["lashes_right"]) * (1 - 0.6 * lash_tips),
@@ -389,7 +384,7 @@ def sample_albedo(
         bearded = (rng.random() < 0.5) * rng.beta(0.8, 2.2) * 0.85
         moustache, goatee = np.clip(bearded * np.array([normal(1.0, 0.5), normal(1.1, 0.4)]), 0, 0.9)
         beard = bearded * r.beard * (1 - r.moustache - r.goatee) + moustache * r.moustache + goatee * r.goatee
-        scalp = smooth_step(r.above_hairline + normal(0, 2.5), -10, 12)
+        scalp = smoothstep(r.above_hairline + normal(0, 2.5), -10, 12)
         bald = (rng.random() < 0.2) * rng.random()
         scalp = scalp * (1 - bald * r.crown) * np.clip(rng.beta(1.4, 1.0), 0, 0.97) * (rng.random() < 0.9)
         lashes = np.array([0.02, 0.015, 0.012]) + 0.1 * hair
