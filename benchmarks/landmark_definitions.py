@@ -82,7 +82,7 @@ def measured_offsets(folder: Path) -> np.ndarray:
         rotation = np.asarray(fit.camera.pose.rotation().as_matrix())
         mm_per_px = float(fit.camera.pose.translation()[2] / fit.camera.focal[0])
         up = rotation[:2, 1] / np.linalg.norm(rotation[:2, 1])
-        offset = (face.landmarks - fit.landmarks2d) @ np.stack([[-up[1], up[0]], up], axis=1) * mm_per_px
+        offset = (face.landmarks - fit.matched2d) @ np.stack([[-up[1], up[0]], up], axis=1) * mm_per_px
         yaw = np.degrees(np.arcsin(rotation[0, 2]))
         error = np.median(np.linalg.norm(offset[17:], axis=1))
         used = abs(yaw) < FRONTAL_DEG and error < GOOD_MM

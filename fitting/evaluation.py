@@ -569,7 +569,7 @@ def mean_face(model: MorphableModel, every_triangle: bool = False) -> FaceMesh:
     """The model's mean neutral face: what a method must beat that has not looked at the photo."""
     triangles = np.asarray(model.triangles) if every_triangle else visible_skin(model)
     mean = np.asarray(model.mean, float)
-    return FaceMesh(mean, triangles, np.asarray(model.landmarks(model.mean), float), "mean face")
+    return FaceMesh(mean, triangles, np.asarray(model.landmarks3d(model.mean), float), "mean face")
 
 
 def counted_vertices(model: MorphableModel) -> Int[np.ndarray, " vertex"]:

@@ -337,6 +337,7 @@ def fit_arrays(fits: Sequence[Fit]) -> dict[str, np.ndarray]:
         "landmarks3d": first.landmarks3d,
         "neutral_landmarks3d": first.neutral_landmarks3d,
         "landmarks2d": [fit.landmarks2d for fit in fits],
+        "matched2d": [fit.matched2d for fit in fits],
         "K": [K for K, _, _ in cameras],
         "R": [R for _, R, _ in cameras],
         "t": [t for _, _, t in cameras],
@@ -345,7 +346,7 @@ def fit_arrays(fits: Sequence[Fit]) -> dict[str, np.ndarray]:
         "albedo": first.albedo,
         "light": [fit.light for fit in fits],
         "mean_vertices": model.mean,
-        "mean_landmarks3d": model.landmarks(model.mean),
+        "mean_landmarks3d": model.landmarks3d(model.mean),
     }
     stacked = {name: np.asarray(np.stack(v) if isinstance(v, list) else v, np.float32) for name, v in arrays.items()}
     return {**stacked, "triangles": np.asarray(model.triangles, np.int32)}

@@ -154,18 +154,23 @@ class Fit:
 
     @property
     def landmarks3d(self) -> Float[np.ndarray, "68 3"]:
-        """iBUG-68 on `vertices`."""
-        return np.asarray(self.model.landmarks(jnp.asarray(self.vertices)))
+        """iBUG-68 on `vertices`, the jaw's on the mandible's border (`MorphableModel.landmarks3d`)."""
+        return np.asarray(self.model.landmarks3d(jnp.asarray(self.vertices)))
 
     @property
     def neutral_landmarks3d(self) -> Float[np.ndarray, "68 3"]:
-        """iBUG-68 on `neutral_vertices`."""
-        return np.asarray(self.model.landmarks(jnp.asarray(self.neutral_vertices)))
+        """The same on `neutral_vertices`."""
+        return np.asarray(self.model.landmarks3d(jnp.asarray(self.neutral_vertices)))
 
     @property
     def landmarks2d(self) -> Float[np.ndarray, "68 2"]:
-        """The model's landmarks in the photo."""
+        """`landmarks3d` in the photo, hidden ones, too."""
         return np.asarray(self.camera.project(jnp.asarray(self.landmarks3d)))
+
+    @property
+    def matched2d(self) -> Float[np.ndarray, "68 2"]:
+        """The model's points in the photo that stand for `detected`: of the jaw those on a frontal face's outline."""
+        return np.asarray(self.camera.project(self.model.landmarks(jnp.asarray(self.vertices))))
 
     @property
     def misfit(self) -> float:
@@ -583,7 +588,7 @@ class Fitter:
                 f"no person looks like that: the identity's coefficients are {rms:.1f} standard deviations in the rms "
                 f"(at most {self.settings.failed_sigma:g} expected), as when landmarks are not in the order of iBUG"
             )
-        error = np.linalg.norm(fit.landmarks2d - fit.detected, axis=1)[17:] * depth / focal
+        error = np.linalg.norm(fit.matched2d - fit.detected, axis=1)[17:] * depth / focal
         error = float(np.nanmedian(error)) if np.isfinite(error).any() else 0.0
         if error > self.settings.failed_mm:
             return (

@@ -438,7 +438,7 @@ def _read_json(path: Path) -> Float[np.ndarray, "..."]:
     except ValueError as cause:
         raise LandmarkError(f"{path}: is not valid JSON ({cause}), expected a list of 68 [x, y] or null.") from cause
     if isinstance(data, dict):
-        keys = [key for key in ("landmarks2d", "landmarks") if key in data]
+        keys = [key for key in ("matched2d", "landmarks2d", "landmarks") if key in data]
         if not keys:
             raise LandmarkError(
                 f"{path}: got an object with the keys {sorted(data)[:8]}, expected 'landmarks2d' or 'landmarks'. "

@@ -246,7 +246,7 @@ def _landmarks(fit: Fit, tile: Picture, box: tuple[float, float, float, float]) 
     scale = 2 * tile.shape[0] / box[2]
     image = Image.fromarray(tile).resize((2 * tile.shape[1], 2 * tile.shape[0]), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(image)
-    fitted = (fit.landmarks2d - np.array(box[:2])) * scale
+    fitted = (fit.matched2d - np.array(box[:2])) * scale
     given = (fit.detected - np.array(box[:2])) * scale
     for run in (*_RUNS, *_LOOPS):
         points = [tuple(fitted[i]) for i in run]

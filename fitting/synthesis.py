@@ -172,7 +172,7 @@ class View(eqx.Module):
     linear: Float[Array, "height width 3"]
     face: Bool[Array, "height width"]  # skin of the face, eyes, mouth; no scalp, ears or neck
     head: Bool[Array, "height width"]
-    landmarks: Float[Array, "68 2"]  # px, of fixed points of the surface
+    landmarks: Float[Array, "68 2"]  # px, of fixed points of the surface: the model's `landmarks`
     hidden: Bool[Array, "68"]  # behind another part of the head
     outline: Float[Array, "17 2"]  # px, the outermost point of each jaw landmark's path; the landmark, without paths
     vertices: Float[Array, "vertex 3"]  # mm, head space
@@ -542,7 +542,8 @@ class SyntheticPhoto:
     photo: Photo
     scene: Scene
     vertices: Float[np.ndarray, "vertex 3"]
-    landmarks: Float[np.ndarray, "68 2"]  # of fixed points of the surface
+    landmarks3d: Float[np.ndarray, "68 3"]  # the model's, as a fit has them
+    landmarks: Float[np.ndarray, "68 2"]  # as detectors have them, of fixed points of the surface
     outline: Float[np.ndarray, "17 2"]  # outermost points of the jaw landmarks' paths in this view
     hidden: Bool[np.ndarray, "68"]  # behind another part of the head
     head_mask: Mask  # the head, as if nothing covered it
@@ -559,6 +560,11 @@ class SyntheticPhoto:
     def camera(self) -> Pinhole:
         """With its pose T_camera_head."""
         return self.scene.camera
+
+    @property
+    def landmarks2d(self) -> Float[np.ndarray, "68 2"]:
+        """`landmarks3d` in this photo, hidden ones, too."""
+        return np.asarray(self.camera.project(jnp.asarray(self.landmarks3d)), float)
 
     @property
     def relief(self) -> dict[str, Any]:
@@ -578,7 +584,7 @@ class SyntheticPhoto:
 
     @property
     def visible(self) -> Bool[np.ndarray, "68"]:
-        """Landmarks that the photo shows: inside it, and behind neither the head nor an occluder."""
+        """Which of `landmarks` the photo shows: inside it, and behind neither the head nor an occluder."""
         column, row = np.floor(self.landmarks).astype(int).T
         height, width = self.occluder_mask.shape
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -642,6 +648,7 @@ def synthesize(
         photo=Photo(pixels, path=f"synthetic photo {seed}"),
         scene=scene,
         vertices=np.asarray(view.vertices),
+        landmarks3d=np.asarray(model.landmarks3d(view.vertices)),
         landmarks=landmarks.astype(float),
         outline=np.asarray(view.outline).astype(float),
         hidden=np.asarray(view.hidden),
@@ -685,7 +692,7 @@ def save_photo(folder: str | Path, name: str, synthetic: SyntheticPhoto) -> None
         R=np.asarray(camera.rotation),
         t=np.asarray(face.pose.translation()),
         vertices=synthetic.vertices,
-        landmarks2d=synthetic.landmarks,
+        landmarks2d=synthetic.landmarks2d,
         landmarks_visible=synthetic.visible,
         landmarks_marked=synthetic.marked,
         head_mask=synthetic.head_mask,

@@ -18,7 +18,7 @@ from morphable.basis import GaussianBasis
 from morphable.carried_rig import carried_gaze, carried_joints, carried_rig, joined_rig, no_gaze
 from morphable.decimation import coarse_triangles
 from morphable.io.contents import Contents, Source
-from morphable.landmarks import ContourFans, SurfacePoints
+from morphable.landmarks import JAW, ContourFans, SurfacePoints
 from morphable.model import MorphableModel, Provenance
 from morphable.part_map import REACH_MM, map_parts
 from morphable.registration import Registration, register
@@ -92,6 +92,7 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
     centre = _between_eyes(contents, head, laid, mean)
     landmarks = _landmarks(contents, onto(head.landmarks))
     contour = _contour(head.contour, onto)
+    mandible = None if _has_jaw(contents) or head.mandible is None else onto(head.mandible)
     turn, size = laid.similarity.rotation, laid.similarity.scale
     move = lambda displacements: size * np.einsum("ij,vjk->vik", turn, displacements)  # noqa: E731
     albedo_mean = carry(head.albedo.mean) if contents.albedo_mean is None else contents.albedo_mean
@@ -154,6 +155,7 @@ def complete(contents: Contents, source: Source, head: MorphableModel, arkit: bo
         ),
         expression_kind=kind,
         interaction=None if contents.interaction is None else single(contents.interaction),
+        mandible=mandible,
     )
 
 
@@ -201,6 +203,11 @@ def _landmarks(contents: Contents, carried: SurfacePoints) -> SurfacePoints:
     own = np.isfinite(contents.landmarks.weights).all(axis=1)
     corners[own], weights[own] = contents.landmarks.vertices[own], contents.landmarks.weights[own]
     return SurfacePoints(jnp.asarray(corners, jnp.int32), jnp.asarray(weights, jnp.float32))
+
+
+def _has_jaw(contents: Contents) -> bool:
+    """Whether the file says where the jaw's landmarks are, in its own convention."""
+    return contents.landmarks is not None and bool(np.isfinite(contents.landmarks.weights[JAW]).any())
 
 
 def _contour(fans: ContourFans | None, onto: Callable[[SurfacePoints], SurfacePoints]) -> ContourFans | None:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from morphable.basis import GaussianBasis
 from morphable.colour import srgb_to_linear
-from morphable.landmarks import ContourFans, SurfacePoints
+from morphable.landmarks import INNER, ContourFans, SurfacePoints
 from morphable.mesh import Mesh
 from morphable.rig import Rig
 
@@ -54,7 +54,7 @@ class MorphableModel(eqx.Module):
     albedo: GaussianBasis  # sRGB-encoded, where its statistics are closest to Gaussian
     triangles: Int[Array, "triangle 3"]
     uv: Float[Array, "vertex 2"]
-    landmarks: SurfacePoints  # iBUG-68
+    landmarks: SurfacePoints  # iBUG-68 as detectors see them: the jaw's on a frontal face's outline
     contour: ContourFans | None
     rig: Rig | None
     masks: dict[str, Float[Array, " vertex"]]  # in [0, 1]
@@ -67,6 +67,7 @@ class MorphableModel(eqx.Module):
     provenance: Provenance = eqx.field(static=True)
     expression_kind: str = eqx.field(static=True, default="units")  # or "components"
     interaction: Float[Array, "vertex 3 unit rank"] | None = None  # mm at weight 1 per standard deviation of identity
+    mandible: SurfacePoints | None = None  # the jaw's 17 points on the bone's border; None: those of `landmarks` are
 
     def __check_init__(self):
         if self.expression_kind not in ("units", "components"):
@@ -85,6 +86,21 @@ class MorphableModel(eqx.Module):
     def mean(self) -> Float[Array, "vertex 3"]:
         """The mean neutral face, mm."""
         return self.shape.mean
+
+    @property
+    def landmarks3d(self) -> SurfacePoints:
+        """iBUG-68 as sets of 3D landmarks have them: the jaw's on the mandible's border, from the tragus to the chin.
+
+        So 300W-LP and AFLW2000-3D (Zhu et al. 2016), which turned faces show to lie up to 2 cm behind the outline of a
+        frontal face. There `landmarks` has the jaw, since detectors do: seen from the front both lie on one line.
+        """
+        if self.mandible is None:
+            return self.landmarks
+        joined = lambda jaw, all_68: jnp.concatenate([jaw, all_68[INNER]])  # noqa: E731
+        return SurfacePoints(
+            joined(self.mandible.vertices, self.landmarks.vertices),
+            joined(self.mandible.weights, self.landmarks.weights),
+        )
 
     @property
     def expression_limits(self) -> Float[np.ndarray, "2 unit"]:

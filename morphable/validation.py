@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from morphable.landmarks import MIRROR_68
+from morphable.landmarks import MIRROR_68, SurfacePoints
 from morphable.mesh import triangle_areas_normals
 from morphable.model import MorphableModel
 
@@ -77,7 +77,7 @@ def _sizes(m: MorphableModel) -> Iterator[Finding]:
         "triangles": (m.triangles, count),
         "proxy triangles": (m.proxy_triangles, count),
         "mirror": (m.mirror, count),
-        "landmarks": (m.landmarks.vertices, count),
+        **{name: (points.vertices, count) for name, points in _named_points(m).items()},
         "parts": (m.part_of_vertex, len(m.part_names)),
     }
     for name, (values, below) in ids.items():
@@ -208,22 +208,30 @@ def _albedo(m: MorphableModel) -> Iterator[Finding]:
     yield from _warnings("albedo", (outside > 0, f"{outside} vertices' mean lies outside of [0, 1]"))
 
 
+def _named_points(m: MorphableModel) -> dict[str, SurfacePoints]:
+    return {"landmarks": m.landmarks} | ({} if m.mandible is None else {"mandible": m.mandible})
+
+
 def _landmarks(m: MorphableModel) -> Iterator[Finding]:
     if not _usable(m):
         return
-    weights = np.asarray(m.landmarks.weights, float)
-    corners = np.sort(np.asarray(m.landmarks.vertices), axis=1)
     triangles = {tuple(t) for t in np.sort(np.asarray(m.triangles), axis=1).tolist()}
-    single = weights.max(axis=1) > 1 - 1e-6
-    astray = [k for k, t in enumerate(corners.tolist()) if not single[k] and tuple(t) not in triangles]
+    for name, placed in _named_points(m).items():
+        weights = np.asarray(placed.weights, float)
+        corners = np.sort(np.asarray(placed.vertices), axis=1)
+        single = weights.max(axis=1) > 1 - 1e-6
+        astray = [k for k, t in enumerate(corners.tolist()) if not single[k] and tuple(t) not in triangles]
+        pairs = np.abs(weights.sum(axis=1) - 1) > 0.01
+        yield from _errors(
+            name,
+            (bool(pairs.any()), f"weights of {np.flatnonzero(pairs).tolist()} do not sum to 1"),
+            (bool(astray), f"{astray} are on no triangle of the mesh"),
+        )
     points = np.asarray(m.landmarks(m.mean), float)
-    pairs = np.abs(weights.sum(axis=1) - 1) > 0.01
     off = np.linalg.norm(points * [-1, 1, 1] - points[MIRROR_68], axis=1)
     off = np.abs(off - np.median(off))
     yield from _errors(
         "landmarks",
-        (bool(pairs.any()), f"weights of {np.flatnonzero(pairs).tolist()} do not sum to 1"),
-        (bool(astray), f"{astray} are on no triangle of the mesh"),
         (
             not points[36:42, 0].mean() < points[30, 0] < points[42:48, 0].mean(),
             "36-41 lie on the subject's left of 42-47, expected iBUG's order, right eye first",

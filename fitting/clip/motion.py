@@ -103,8 +103,8 @@ class Track:
         )
 
     def landmarks(self, model: MorphableModel) -> Float[np.ndarray, "frame 68 3"]:
-        """The model's 68 points of every frame in the camera's frame, mm."""
-        points = model.landmarks
+        """The model's `landmarks3d` of every frame in the camera's frame, mm."""
+        points = model.landmarks3d
         corners, weights = np.asarray(points.vertices), np.asarray(points.weights)
         mix = lambda x: np.einsum("pc,pc...->p...", weights, np.asarray(x)[corners])  # noqa: E731
         neutral = mix(model.shape.mean) + mix(model.shape.modes) @ self.identity

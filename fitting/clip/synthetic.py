@@ -90,8 +90,9 @@ def synthesize_clip(
             view = render_scene(model, shown)
             writer.write(np.rint(255 * np.asarray(expose(shown, view.linear))).astype(np.uint8), float(time))
             truth["poses"].append(np.asarray(pose.as_matrix(), float))
-            truth["points"].append(np.asarray(shown.camera.to_camera(model.landmarks(view.vertices)), float))
-            truth["pixels"].append(np.asarray(view.landmarks, float))
+            points = model.landmarks3d(view.vertices)
+            truth["points"].append(np.asarray(shown.camera.to_camera(points), float))
+            truth["pixels"].append(np.asarray(shown.camera.project(points), float))
     return ClipTruth(
         times=times,
         expression=expression,

@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from morphable.default_model import albedo, details, expressions, identity, landmarks, residual, surface, uv
+from morphable.default_model import albedo, details, expressions, identity, landmarks, mandible, residual, surface, uv
 from morphable.default_model.assets import WHEEL, WHEEL_SHA256, Assets
 
 HEAD_FILE = Path(__file__).parent / "head.npz"
@@ -209,9 +209,10 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
     interior = np.zeros(len(subvertices))
     subskin = topology.subvertices_of("skin")
     interior[subskin] = (topology.stencil[:, skin] @ (~exterior[skin]).astype(float))[subskin]
-    usable = subskin & (interior < 0.5) & (textures["ears"] < 0.3)
-    fans, fan_weights = landmarks.contour_fans(subvertices, topology.subtriangles, submirror, marks, usable)
-    say("landmarks and contour fans")
+    outer_skin, ears = subskin & (interior < 0.5), textures["ears"] >= 0.3
+    fans, fan_weights = landmarks.contour_fans(subvertices, topology.subtriangles, submirror, marks, outer_skin & ~ears)
+    border = mandible.mandible_border(subvertices, topology.subtriangles, submirror, marks[8], outer_skin, ears)
+    say("landmarks, contour fans and the mandible's border")
 
     # Residual
     centre = np.array([0.0, marks[33, 1], marks[30, 2] - 35])
@@ -250,6 +251,8 @@ def build(wheel: Path) -> dict[str, np.ndarray]:
         "albedo_scale": colours.scale.astype(np.float32),
         "landmarks_vertices": points_on.astype(np.int32),
         "landmarks_weights": point_weights.astype(np.float32),
+        "mandible_vertices": border[0].astype(np.int32),
+        "mandible_weights": border[1].astype(np.float32),
         "contour_vertices": fans.astype(np.int32),
         "contour_weights": fan_weights.astype(np.float32),
         "masks": np.round(255 * masks).astype(np.uint8),

@@ -176,6 +176,10 @@ class _Check:
     def _points(self, vertices: int) -> None:
         self.ids("landmarks_vertices", vertices, 68, 3)
         self.weights("landmarks_weights", 68, 3)
+        if self.ids("mandible_vertices", vertices, 17, 3) is not None:
+            if "mandible_weights" not in self.arrays:
+                self.refuse("mandible_weights", "none", "weights for mandible_vertices")
+            self.weights("mandible_weights", 17, 3)
         fans = self.ids("contour_vertices", vertices, 17, None, 3)
         if fans is not None:
             if "contour_weights" not in self.arrays or fans.shape[1] == 0:
@@ -251,9 +255,7 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
             joints_expression=exact(arrays["joints_expression"]) if "joints_expression" in arrays else None,
             correctives=refine(arrays["pose_correctives"]) if "pose_correctives" in arrays else None,
         )
-    contour = None
-    if "contour_vertices" in arrays:
-        contour = ContourFans(exact(arrays["contour_vertices"], jnp.int32), exact(arrays["contour_weights"]))
+    place = lambda name: (exact(arrays[f"{name}_vertices"], jnp.int32), exact(arrays[f"{name}_weights"]))  # noqa: E731
     masks = {name: exact(arrays["masks"][:, k]) / 255 for k, name in enumerate(manifest["masks"])}
     parts = manifest["parts"]
     part_of_vertex = arrays.get("part_of_vertex")
@@ -269,8 +271,8 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
         albedo=GaussianBasis(exact(arrays["albedo_mean"]), exact(albedo_modes)),
         triangles=exact(triangles, jnp.int32),
         uv=refine(arrays["uv"]),
-        landmarks=SurfacePoints(exact(arrays["landmarks_vertices"], jnp.int32), exact(arrays["landmarks_weights"])),
-        contour=contour,
+        landmarks=SurfacePoints(*place("landmarks")),
+        contour=ContourFans(*place("contour")) if "contour_vertices" in arrays else None,
         rig=rig,
         masks=masks,
         mirror=exact(arrays["mirror"], jnp.int32),
@@ -292,6 +294,7 @@ def _assemble(arrays: dict[str, np.ndarray], manifest: dict, digest: str) -> Mor
         ),
         expression_kind=manifest.get("expression_kind", "units"),
         interaction=refine(arrays["interaction"]) if "interaction" in arrays else None,
+        mandible=SurfacePoints(*place("mandible")) if "mandible_vertices" in arrays else None,
     )
 
 
@@ -357,6 +360,8 @@ def write_native(path: str | Path, model: MorphableModel, compress: bool = True)
         "joints": [],
         "joint_parents": [],
     }
+    if model.mandible is not None:
+        arrays |= {"mandible_vertices": model.mandible.vertices, "mandible_weights": model.mandible.weights}
     if model.contour is not None:
         arrays |= {"contour_vertices": model.contour.vertices, "contour_weights": model.contour.weights}
     if model.rig is not None:

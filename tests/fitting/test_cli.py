@@ -153,7 +153,7 @@ def test_arrays_have_their_documented_shapes(good, head):
     vertices, triangles = len(head.mean), len(head.triangles)
     shapes = {
         "vertices": (vertices, 3), "neutral_vertices": (vertices, 3), "triangles": (triangles, 3),
-        "landmarks3d": (68, 3), "neutral_landmarks3d": (68, 3), "landmarks2d": (1, 68, 2),
+        "landmarks3d": (68, 3), "neutral_landmarks3d": (68, 3), "landmarks2d": (1, 68, 2), "matched2d": (1, 68, 2),
         "K": (1, 3, 3), "R": (1, 3, 3), "t": (1, 3),
         "identity": (head.shape.rank,), "expression": (1, 52), "albedo": (head.albedo.rank,), "light": (1, 9, 3),
         "mean_vertices": (vertices, 3), "mean_landmarks3d": (68, 3),
@@ -171,6 +171,8 @@ def test_arrays_agree_with_each_other(good, head):
     np.testing.assert_allclose(image[:, :2] / image[:, 2:], saved["landmarks2d"][0], atol=0.01)
     assert (camera[:, 2] > 0).all() and np.allclose(R @ R.T, np.eye(3), atol=1e-5) and np.linalg.det(R) > 0
     np.testing.assert_allclose(K, [[K[0, 0], 0, 256], [0, K[0, 0], 256], [0, 0, 1]])
+    seen = np.asarray(head.landmarks(jnp.asarray(saved["vertices"]))) @ R.T + t
+    np.testing.assert_allclose(saved["matched2d"][0], (seen @ K.T)[:, :2] / seen[:, 2:], atol=0.01)
     identity, expression = jnp.asarray(saved["identity"]), jnp.asarray(saved["expression"][0])
     np.testing.assert_allclose(saved["vertices"], head.vertices(identity, expression), atol=1e-3)
     np.testing.assert_allclose(saved["neutral_vertices"], head.neutral(identity), atol=1e-3)
@@ -181,7 +183,7 @@ def test_arrays_agree_with_each_other(good, head):
         ("neutral_landmarks3d", "neutral_vertices"),
         ("mean_landmarks3d", "mean_vertices"),
     ):
-        np.testing.assert_allclose(saved[landmarks], head.landmarks(jnp.asarray(saved[vertices])), atol=1e-3)
+        np.testing.assert_allclose(saved[landmarks], head.landmarks3d(jnp.asarray(saved[vertices])), atol=1e-3)
     assert saved["expression"].min() >= 0 and saved["expression"].max() <= 1
 
 
@@ -339,7 +341,7 @@ def test_what_covers_the_face_is_said(collins, pixels, tmp_path):
 
 @pytest.mark.parametrize("ending", ["npy", "pts"])
 def test_given_landmarks_are_used_and_no_detector_runs(good, collins, tmp_path, brief, no_detector, ending):
-    points = arrays(good[1])["landmarks2d"][0]
+    points = arrays(good[1])["matched2d"][0]
     write_landmarks(tmp_path / f"face.{ending}", points)
     ran = facefit("fit", collins, "-o", tmp_path / "out", "--landmarks", tmp_path / f"face.{ending}")
     assert ran.code == 0, ran.text
@@ -356,7 +358,7 @@ def test_known_focal_length_is_kept(good, collins, tmp_path, brief):
 
 
 def test_what_the_mask_covers_has_no_influence(good, pixels, tmp_path, brief):
-    np.save(tmp_path / "face.npy", arrays(good[1])["landmarks2d"][0])
+    np.save(tmp_path / "face.npy", arrays(good[1])["matched2d"][0])
     mask = np.full((512, 512), 255, np.uint8)
     mask[:, 222:] = 0
     Image.fromarray(mask).save(tmp_path / "mask.png")
@@ -378,7 +380,7 @@ def test_what_the_mask_covers_has_no_influence(good, pixels, tmp_path, brief):
 
 
 def test_a_failed_fit_is_reported_and_written(good, collins, tmp_path):
-    np.save(tmp_path / "face.npy", arrays(good[1])["landmarks2d"][0] * [-1, 1] + [512, 0])  # left and right swapped
+    np.save(tmp_path / "face.npy", arrays(good[1])["matched2d"][0] * [-1, 1] + [512, 0])  # left and right swapped
     out = tmp_path / "out"
     ran = facefit("fit", collins, "-o", out, "--landmarks", tmp_path / "face.npy", "--report")
     assert ran.code == 1, ran.text
@@ -391,9 +393,7 @@ def test_a_failed_fit_is_reported_and_written(good, collins, tmp_path):
 @pytest.mark.parametrize("points", ["anywhere", "shuffled"])
 def test_random_points_are_no_face(good, collins, tmp_path, brief, points):
     rng = np.random.default_rng(0)
-    drawn = (
-        rng.uniform(100, 400, (68, 2)) if points == "anywhere" else rng.permutation(arrays(good[1])["landmarks2d"][0])
-    )
+    drawn = rng.uniform(100, 400, (68, 2)) if points == "anywhere" else rng.permutation(arrays(good[1])["matched2d"][0])
     np.save(tmp_path / "face.npy", drawn)
     assert facefit("fit", collins, "-o", tmp_path / "out", "--landmarks", tmp_path / "face.npy").code == 1
     assert record(tmp_path / "out")["result"] == "failed" and record(tmp_path / "out")["reason"]

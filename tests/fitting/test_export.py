@@ -492,6 +492,7 @@ def test_fit_arrays_have_the_promised_names_shapes_and_type(fit, model):
             "landmarks3d": (68, 3),
             "neutral_landmarks3d": (68, 3),
             "landmarks2d": (count, 68, 2),
+            "matched2d": (count, 68, 2),
             "K": (count, 3, 3),
             "R": (count, 3, 3),
             "t": (count, 3),

@@ -101,7 +101,7 @@ def test_a_profile_is_fitted_from_many_points(head, fitter, side_view):
     cosine = (np.trace(np.asarray(fit.camera.rotation).T @ truth) - 1) / 2
     assert np.rad2deg(np.arccos(cosine)) < 2.0
     assert fit.result == "converged" and "dense" in fit.energies
-    error = np.linalg.norm(fit.landmarks2d - side_view.landmarks, axis=1)
+    error = np.linalg.norm(fit.landmarks2d - side_view.landmarks2d, axis=1)
     assert error.mean() < 2.0
     # Points that the photo does not show are as good as the others: what matters is what the network says of them.
     assert error[side_view.hidden].mean() < 2.5

@@ -252,6 +252,14 @@ def test_marked_are_the_visible_and_the_outline(head, clean, covered):
     assert np.isnan(covered.marked[inner][under[inner]]).all()
 
 
+def test_the_true_landmarks_are_those_that_a_fit_reports(head, clean):
+    vertices = jnp.asarray(clean.vertices)
+    np.testing.assert_allclose(clean.landmarks3d, head.landmarks3d(vertices), atol=1e-3)
+    np.testing.assert_allclose(clean.landmarks2d, clean.camera.project(head.landmarks3d(vertices)), atol=1e-2)
+    np.testing.assert_allclose(clean.landmarks2d[17:], clean.landmarks[17:], atol=1e-2)
+    assert np.linalg.norm(clean.landmarks3d - head.landmarks(vertices), axis=1)[3:6].min() > 8  # mm: the jaw's angle
+
+
 def test_noise_of_landmarks_is_what_was_asked_for(clean):
     known = np.isfinite(clean.marked).all(axis=1)
     errors = [clean.as_face(2.0, seed).landmarks[known] - clean.marked[known] for seed in range(60)]

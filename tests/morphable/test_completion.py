@@ -13,6 +13,7 @@ import morphable
 from morphable.basis import GaussianBasis
 from morphable.completion import complete, lacks
 from morphable.io.contents import Contents, ModelFileError, Points, Source, checked, split_seams
+from morphable.landmarks import JAW, SurfacePoints
 from morphable.registration import RegistrationError
 from morphable.rig import Gaze, Rig
 from morphable.validation import validate
@@ -51,6 +52,16 @@ def test_a_bare_copy_of_the_head_gets_everything_that_the_head_has(made, tiny):
     np.testing.assert_allclose(made.rig.weights, tiny.rig.weights, atol=0.02)
     np.testing.assert_array_equal(made.mirror, tiny.mirror)
     assert made.expression_names == tiny.expression_names and made.masks.keys() == tiny.masks.keys()
+
+
+def test_the_mandible_is_carried_over_unless_the_file_has_a_jaw_of_its_own(tiny):
+    border = SurfacePoints(tiny.landmarks.vertices[JAW], tiny.landmarks.weights[JAW])
+    head = dataclasses.replace(tiny, mandible=border)
+    assert complete(bare(tiny), NOWHERE, tiny).mandible is None
+    carried = complete(bare(tiny), NOWHERE, head)
+    np.testing.assert_allclose(carried.mandible(carried.mean), border(tiny.mean), atol=0.5)
+    own = Points(np.asarray(tiny.landmarks.vertices), np.asarray(tiny.landmarks.weights, float))
+    assert complete(bare(tiny, landmarks=own), NOWHERE, head).mandible is None
 
 
 def test_the_origin_moves_and_the_provenance_says_how(made):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from morphable.default_model import albedo, details, expressions, identity, landmarks, residual, surface, uv
+from morphable.default_model import albedo, details, expressions, identity, landmarks, mandible, residual, surface, uv
 from morphable.default_model.build import HEAD_FILE, MASKS, MAX_BYTES
 from morphable.mesh import catmull_clark, triangulate
 from morphable.symmetry import mirrored_name
@@ -215,9 +215,9 @@ def test_most_texels_are_on_the_face(file):
     assert share > 0.4
 
 
-def test_landmarks_and_fans_lie_on_triangles_and_mirror(file):
+def test_landmarks_border_and_fans_lie_on_triangles_and_mirror(file):
     triangles = {frozenset(t) for t in file.triangles.tolist()}
-    for name in ("landmarks", "contour"):
+    for name in ("landmarks", "contour", "mandible"):
         vertices, weights = file.arrays[f"{name}_vertices"], file.arrays[f"{name}_weights"]
         assert all(frozenset(t) in triangles for t in vertices.reshape(-1, 3).tolist())
         assert (weights >= -1e-6).all() and np.allclose(weights.sum(axis=-1), 1, atol=1e-5)
@@ -230,6 +230,36 @@ def test_landmarks_and_fans_lie_on_triangles_and_mirror(file):
     nearest = np.linalg.norm(fans - marks[:17, None], axis=2).min(axis=1)
     assert nearest.max() < 5.0  # a ray every 4 degrees
     assert np.linalg.norm(np.diff(fans, axis=1), axis=2).max() < 40
+
+
+def test_the_mandible_runs_behind_the_jaw_that_is_seen_from_the_front(file):
+    seen, border = file.points("landmarks")[:17], file.points("mandible")
+    assert np.abs(border[::-1] * [-1, 1, 1] - border).max() < 1e-2
+    assert (border[8] == pytest.approx(seen[8], abs=0.01)) and border[:9, 0] == pytest.approx(np.sort(border[:9, 0]))
+    steps = np.linalg.norm(np.diff(border, axis=0), axis=1)
+    assert 0.7 < steps.min() / np.median(steps) and steps.max() / np.median(steps) < 1.1
+    # From the front the lines of both are one, to within the width of the line; from the side they lie far apart.
+    from_front = np.linalg.norm(border[:, None, :2] - _along(seen)[None, :, :2], axis=2).min(axis=1)
+    from_side = np.linalg.norm(border[:, None, 1:] - _along(seen)[None, :, 1:], axis=2).min(axis=1)
+    assert from_front.max() < 6 and from_side[3:6].min() > 10
+    assert (border[3:6, 2] < seen[3:6, 2] - 8).all()
+
+
+def _along(line):
+    """A line of points, filled up to 32 times as many."""
+    at = np.linspace(0, len(line) - 1, 32 * len(line))
+    return np.column_stack([np.interp(at, range(len(line)), line[:, k]) for k in range(3)])
+
+
+def test_the_border_is_found_again_on_the_built_surface(file):
+    marks, ears = file.points("landmarks"), file.mask("ears") >= 0.3
+    skin = np.zeros(len(file.fine), bool)
+    skin[file.fine_of("skin")] = True
+    corners, weights = mandible.mandible_border(
+        file.fine, file.triangles, file.arrays["mirror"], marks[8], skin & (file.mask("interior") < 0.5), ears
+    )
+    again = (file.fine[corners] * weights[..., None]).sum(axis=1)
+    assert np.abs(again - file.points("mandible")).max() < 0.5
 
 
 def test_albedo_is_a_colour_and_regions_look_like_what_they_are(file):

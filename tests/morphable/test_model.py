@@ -8,6 +8,7 @@ import pytest
 from helpers import tree_equal
 
 import morphable
+from morphable.landmarks import INNER, JAW, SurfacePoints
 
 
 def test_zero_coefficients_give_the_mean(tiny):
@@ -65,6 +66,38 @@ def test_save_then_load_is_the_identity(tiny, tmp_path):
     assert tree_equal(first.masks, second.masks) and again.expression_names == tiny.expression_names
     assert again.provenance[:3] == tiny.provenance[:3] and len(again.provenance.sha256) == 64
     assert not list(tmp_path.glob("*.partial*"))
+
+
+@pytest.fixture(scope="module")
+def jawed(tiny):
+    """The tiny head with the jaw's landmarks elsewhere for sets of 3D landmarks: one vertex further on."""
+    jaw = tiny.landmarks.vertices[JAW] + 1
+    return dataclasses.replace(tiny, mandible=SurfacePoints(jaw, tiny.landmarks.weights[JAW]))
+
+
+def test_3d_landmarks_have_the_jaw_on_the_mandible_and_the_rest_as_detectors_do(tiny, jawed):
+    seen, fixed = (np.asarray(points(tiny.mean)) for points in (jawed.landmarks, jawed.landmarks3d))
+    np.testing.assert_array_equal(fixed[INNER], seen[INNER])
+    np.testing.assert_array_equal(fixed[JAW], jawed.mandible(tiny.mean))
+    assert np.linalg.norm(fixed - seen, axis=1)[JAW].min() > 0.1
+    np.testing.assert_array_equal(tiny.landmarks3d(tiny.mean), tiny.landmarks(tiny.mean))  # which knows no other jaw
+
+
+def test_a_file_keeps_the_mandible_and_one_without_weights_is_refused(jawed, tmp_path):
+    morphable.save(tmp_path / "jawed.npz", jawed)
+    again = morphable.load(tmp_path / "jawed.npz")
+    assert tree_equal(*(jax.tree.map(np.asarray, m.mandible) for m in (jawed, again)))
+    with np.load(tmp_path / "jawed.npz") as file:
+        arrays = dict(file)
+    for name, values, words in (
+        ("mandible_weights", None, "mandible_weights.*none"),
+        ("mandible_weights", np.ones((17, 3), np.float32), "do not sum to 1"),
+        ("mandible_vertices", arrays["mandible_vertices"] + 10**6, "mandible_vertices.*indices"),
+        ("mandible_vertices", arrays["mandible_vertices"][:16], "mandible_vertices.*shape"),
+    ):
+        np.savez(tmp_path / "bad.npz", **{k: v for k, v in (arrays | {name: values}).items() if v is not None})
+        with pytest.raises(morphable.ModelFileError, match=words):
+            morphable.load(tmp_path / "bad.npz")
 
 
 def test_files_that_are_no_models_are_refused(tmp_path):

@@ -252,7 +252,7 @@ def test_a_synthetic_clip_tells_the_truth(head, tmp_path):
     truth = synthesize_clip(tmp_path / "clip.mp4", head, frames=3, rate=10.0, size=160)  # the size of other tests
     for k, expression in enumerate(truth.expression):
         vertices = head.vertices(jnp.asarray(truth.identity, jnp.float32), jnp.asarray(expression, jnp.float32))
-        points = np.asarray(head.landmarks(vertices)) @ truth.poses[k, :3, :3].T + truth.poses[k, :3, 3]
+        points = np.asarray(head.landmarks3d(vertices)) @ truth.poses[k, :3, :3].T + truth.poses[k, :3, 3]
         np.testing.assert_allclose(truth.points[k], points, atol=0.02)
         np.testing.assert_allclose(truth.pixels[k], truth.focal_px * points[:, :2] / points[:, 2:] + 80, atol=0.02)
     frames = list(read_frames(tmp_path / "clip.mp4"))
