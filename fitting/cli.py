@@ -562,6 +562,7 @@ def evaluate_landmarks(
     /,
     truth: Path,
     key: str = "pts68_2d",
+    jaw: Literal["mandible", "outline"] = "mandible",
     normaliser: Literal["bbox", "interocular", "interpupil"] = "bbox",
     model: Path | None = None,
     json: Path | None = None,
@@ -572,18 +573,21 @@ def evaluate_landmarks(
         pred: An .npz with a (68, 2) array for each image, by its name without extension; or a folder of fits so named.
         truth: An .npz with names, yaw_deg and the true points.
         key: The true points' name in it.
+        jaw: Where the truth has the jaw: on the mandible as AFLW2000-3D, or on the face's outline as 2D sets.
         normaliser: What errors are divided by: sqrt(width x height) of the true box, or an eye distance.
         model: The model of the mean face. Default: the head that ships with facefit.
         json: Write the figures as one flat object.
     """
+    import numpy as np
+
     import morphable
-    from fitting.evaluation import mean_face
     from fitting.ground_truth import read_landmark_predictions, read_landmark_truth
     from fitting.score_report import landmark_report
 
     names, points, yaw = read_landmark_truth(truth, key)
-    predictions = read_landmark_predictions(pred)
-    mean = mean_face(morphable.load(model)).landmarks
+    predictions = read_landmark_predictions(pred, jaw)
+    head = morphable.load(model)
+    mean = np.asarray((head.landmarks3d if jaw == "mandible" else head.landmarks)(head.mean), float)
     return _print_report(landmark_report(predictions, names, points, yaw, mean, normaliser), json)
 
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from fitting.evaluation import NOW_CROP, NOW_LANDMARKS, EvaluationError, FaceMesh, Scan, crop, visible_skin
 from fitting.observation import LANDMARK_COUNT
 from morphable.model import MorphableModel
+
+Jaw = Literal["mandible", "outline"]  # where points 0 to 16 lie: docs/conventions.md
 
 _MESH_SUFFIXES = (".npz", ".obj", ".ply", ".stl", ".off")
 _UNIT_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
@@ -336,14 +338,18 @@ def read_regions(path: str | os.PathLike, scan: Scan) -> dict[str, Bool[np.ndarr
     return regions
 
 
-def read_landmark_predictions(path: str | os.PathLike) -> dict[str, Float[np.ndarray, "68 2"]]:
-    """2D landmarks by image name: from an .npz of (68, 2) arrays, or a folder of fits, one for each image."""
+def read_landmark_predictions(path: str | os.PathLike, jaw: Jaw = "mandible") -> dict[str, Float[np.ndarray, "68 2"]]:
+    """2D landmarks by image name: from an .npz of (68, 2) arrays, or a folder of fits, one for each image.
+
+    Fits have the jaw in both conventions; other predictions are taken as they are.
+    """
     path = Path(path)
     if path.is_dir():
         fits = {p.parent.name: p for p in sorted(path.glob("*/fit.npz"))}
         if not fits:
             raise EvaluationError(f"{path}: got no fits, expected IMAGE/fit.npz for each image. Fit them into it.")
-        predictions = {name: _arrays(p, "a fit")["landmarks2d"][0] for name, p in fits.items()}
+        name_2d = {"mandible": "landmarks2d", "outline": "matched2d"}[jaw]
+        predictions = {name: _required(_arrays(p, "a fit"), p, (name_2d,), "a fit")[0] for name, p in fits.items()}
     else:
         predictions = _arrays(path, "one (68, 2) array for each image")
     for name, points in predictions.items():

@@ -37,7 +37,15 @@ from fitting.evaluation import (
     visible_skin,
     weighted_median,
 )
-from fitting.ground_truth import paired, read_landmarks3d, read_mesh, read_prediction, read_regions, read_scan
+from fitting.ground_truth import (
+    paired,
+    read_landmark_predictions,
+    read_landmarks3d,
+    read_mesh,
+    read_prediction,
+    read_regions,
+    read_scan,
+)
 from fitting.observation import Photo
 from fitting.score_report import image_report, landmark_report, mesh_report, write_json
 from morphable.colour import linear_to_srgb
@@ -600,6 +608,18 @@ def test_regions_from_a_file_are_of_the_scans_vertices(subject):
 def test_json_has_no_constants(tmp_path):
     write_json(tmp_path / "a.json", {"a": float("nan"), "b": 1.5, "c": "mm"})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": None, "b": 1.5, "c": "mm"}
+
+
+def test_fits_are_read_with_the_jaw_that_the_truth_has(tmp_path):
+    seen, fixed = np.random.default_rng(0).normal(size=(2, 1, 68, 2))
+    for name, arrays in (("a", {"landmarks2d": fixed, "matched2d": seen}), ("b", {"landmarks2d": fixed})):
+        (tmp_path / name / "x").mkdir(parents=True)
+        np.savez(tmp_path / name / "x" / "fit.npz", **arrays)
+    np.testing.assert_array_equal(read_landmark_predictions(tmp_path / "a")["x"], fixed[0])
+    np.testing.assert_array_equal(read_landmark_predictions(tmp_path / "a", "outline")["x"], seen[0])
+    np.testing.assert_array_equal(read_landmark_predictions(tmp_path / "b")["x"], fixed[0])
+    with pytest.raises(EvaluationError, match="matched2d"):
+        read_landmark_predictions(tmp_path / "b", "outline")
 
 
 # ------------------------------------------------------------------------------------- the project's own scorers
