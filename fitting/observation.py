@@ -373,7 +373,7 @@ def read_landmarks(
     """The iBUG 68 points in photo pixels (centres at +0.5); NaN rows are hidden points.
 
     `.pts` counts pixels from 1 as iBUG does: its (1, 1) is our (0.5, 0.5). `.json` (a list of 68 [x, y] or null,
-    or an object with it under "landmarks2d" or "landmarks") and `.npy` are in our own convention.
+    or an object with it under "matched2d", "landmarks2d" or "landmarks") and `.npy` are in our own convention.
     """
     expected = "68 landmarks in a .pts, .json or .npy file"
     path = _existing_file(path, LandmarkError, what="landmark file", expected=expected)
@@ -441,7 +441,8 @@ def _read_json(path: Path) -> Float[np.ndarray, "..."]:
         keys = [key for key in ("matched2d", "landmarks2d", "landmarks") if key in data]
         if not keys:
             raise LandmarkError(
-                f"{path}: got an object with the keys {sorted(data)[:8]}, expected 'landmarks2d' or 'landmarks'. "
+                f"{path}: got an object with the keys {sorted(data)[:8]}, expected 'matched2d', "
+                "'landmarks2d' or 'landmarks'. "
                 "Rename one."
             )
         data = data[keys[0]]

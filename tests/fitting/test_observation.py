@@ -439,7 +439,7 @@ def test_ibug_counts_pixels_from_one(tmp_path, points):
     assert np.allclose(read_landmarks(tmp_path / "face.pts")[0], [0.5, 0.5])
 
 
-@pytest.mark.parametrize("key", [None, "landmarks", "landmarks2d"])
+@pytest.mark.parametrize("key", [None, "landmarks", "landmarks2d", "matched2d"])
 def test_json_is_in_our_convention(tmp_path, points, key):
     rows = [[float(x), float(y)] for x, y in points]
     rows[5] = None
